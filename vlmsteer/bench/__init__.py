@@ -1,0 +1,1 @@
+"""Benchmarks: one file per benchmark, a runner, and the statistics that every reported number goes through."""

@@ -1,0 +1,405 @@
+"""Reading and rewriting activations while a `with` block is open. The only file that registers a hook.
+
+An `Instrument` belongs to one model. It puts a hook on a module while somebody uses that site and takes it off after the
+last one; what a hook does is looked up in a ContextVar, so two threads run different recipes on one model and nothing
+survives its `with` block. Hooks come first in the module's list: transformers' own collectors, which feed the vision
+tower's states to the projector, then see the edited stream.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlmsteer.errors import RecipeError, SiteError
+from vlmsteer.operations import OPERATIONS, WIDTHS
+from vlmsteer.recipe import Edit, Recipe
+from vlmsteer.sites import Site
+from vlmsteer.tokens import EVERY, Frame, Positions, Selection
+
+PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale"})  # computed in the model's dtype; the rest in float32
+
+
+class Tap(NamedTuple):
+    """The module at a site, which side of it is meant, and the width; `heads` splits the width at `head` sites."""
+
+    module: nn.Module
+    side: str
+    width: int
+    heads: int | None = None
+
+
+class Prompt(NamedTuple):
+    """What the caller knows of the prompt: its columns with padding, and its question tokens, (rows, columns) bool."""
+
+    columns: int
+    question: Tensor | None = None
+
+
+class Action:
+    """One edit at one site, for one recipe or for a batch whose rows carry different vectors and strengths."""
+
+    def __init__(self, edit: Edit, vectors: Tensor, strengths: Tensor, active: Tensor | None) -> None:
+        self.positions, self.phase, self.operation = edit.positions, edit.phase, edit.operation
+        self.vectors, self.strengths, self.active = vectors, strengths, active
+        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, states: Tensor, selection: Selection | None, group: int, owners: Tensor | None) -> Tensor:
+        """The edited states. `owners` maps rows of this tower's batch to rows of the caller's; None means rows // group."""
+        if selection is None:
+            return states
+        dtype = states.dtype if self.operation in PLAIN_IN_HALF else torch.float32
+        vectors, strengths = self._on(states.device, dtype)
+        operation = OPERATIONS[self.operation]
+        if selection is EVERY and self.active is None and states.dim() == 3:
+            return operation(states.to(dtype), vectors[:, None], strengths[:, None]).to(states.dtype)
+        if selection is EVERY:
+            rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
+            columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
+        else:
+            rows, columns = selection
+            assert rows is not None
+        if self.active is not None:
+            caller = rows // group if owners is None else owners.to(rows.device)[rows]
+            keep = self.active.to(rows.device)[caller]
+            rows, columns, caller = rows[keep], columns[keep], caller[keep]
+            vectors, strengths = vectors[caller], strengths[caller]
+        changed = operation(states[rows, columns].to(dtype), vectors, strengths).to(states.dtype)
+        return states.index_put((rows, columns), changed)
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        key = (device, dtype)
+        if key not in self._placed:
+            self._placed[key] = (self.vectors.to(device, dtype), self.strengths.to(device, dtype))
+        return self._placed[key]
+
+
+class States:
+    """What a reader collected: `states[site]` is (rows, width) where each row has one token, else (rows, tokens, width)."""
+
+    def __init__(
+        self, sites: Sequence[Site], positions: Positions, phase: str, taps: Mapping[Site, Tap], grad: bool
+    ) -> None:
+        self.sites, self.positions, self.phase, self.grad = list(sites), positions, phase, grad
+        self._taps = taps
+        self._parts: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
+        self._base: Counter[Site] = Counter()
+        self._batch: Counter[Site] = Counter()
+
+    def record(self, site: Site, states: Tensor, selection: Selection | None, new_prompt: bool) -> None:
+        """Keep the selected tokens of one forward."""
+        if new_prompt:
+            self._base[site] += self._batch[site]
+            self._batch[site] = states.shape[0]
+        if selection is None:
+            return
+        if selection is EVERY:
+            rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
+            chosen = states.reshape(-1, states.shape[-1])
+        else:
+            rows, columns = selection
+            chosen = states[rows, columns]
+        self._parts[site].append((rows + self._base[site], chosen if self.grad else chosen.detach().clone()))
+
+    def rows(self, site: Site | str) -> list[Tensor]:
+        """For each row read, its tokens in order: (tokens, width), at `head` sites (tokens, heads, head_dim).
+
+        Raises:
+            SiteError: if the site was not read.
+        """
+        site = Site.parse(site) if isinstance(site, str) else site
+        if site not in self._parts:
+            raise SiteError(f"{site} was not read; read were {', '.join(map(str, self.sites[:6]))}...")
+        if not self._parts[site]:
+            raise SiteError(f"Nothing has been read at {site} yet: ask something inside the with block.")
+        numbers = torch.cat([rows for rows, _ in self._parts[site]])
+        values = torch.cat([values for _, values in self._parts[site]])
+        heads = self._taps[site].heads if site.point == "head" else None
+        if heads:
+            values = values.unflatten(-1, (heads, -1))
+        return [values[numbers == row] for row in range(self._base[site] + self._batch[site])]
+
+    def __getitem__(self, site: Site | str) -> Tensor:
+        rows = self.rows(site)
+        if len({len(row) for row in rows}) > 1:
+            raise SiteError(
+                f"Rows hold different numbers of {self.positions!r} tokens; use .rows({str(site)!r}) for a list."
+            )
+        stacked = torch.stack(rows)
+        return stacked.squeeze(1) if stacked.shape[1] == 1 else stacked
+
+
+@dataclass
+class Run:
+    """What is active on one model inside one `with` block."""
+
+    actions: Mapping[Site, list[Action]] = field(default_factory=dict)
+    rows: int | None = None
+    states: States | None = None
+    prompt: Prompt | None = None
+
+    @property
+    def sites(self) -> set[Site]:
+        return set(self.actions) | set(self.states.sites if self.states else ())
+
+
+_active: ContextVar[tuple[tuple[Instrument, Run], ...]] = ContextVar("vlmsteer_active", default=())
+
+
+class Instrument:
+    """The hooks of one model.
+
+    Args:
+        model: the root module; its forward is one frame.
+        taps: every site the model has.
+        image_token: the id of an image placeholder.
+        skip: how many leading tokens of the vision tower are not patches.
+        tiles: how many vision rows each image has, from the forward's arguments; None means one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Mapping[Site, Tap],
+        image_token: int | None,
+        skip: int,
+        tiles: Callable[[Mapping[str, Any]], list[int] | None],
+    ) -> None:
+        self.model, self.taps, self.image_token, self.skip, self.tiles = model, taps, image_token, skip, tiles
+        self._lock = threading.Lock()
+        self._users: Counter[Site] = Counter()
+        self._handles: dict[Site | None, Any] = {}
+        self._local = threading.local()
+        self._prompt_columns: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    @contextmanager
+    def installed(self, sites: set[Site]) -> Iterator[None]:
+        """Keep hooks on these sites while the block is open. Hooks do nothing without `active`."""
+        with self._lock:
+            for site in sites:
+                self._users[site] += 1
+                if site not in self._handles:
+                    self._handles[site] = self._register(site)
+            if sites and None not in self._handles:
+                self._handles[None] = self.model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for site in sites:
+                    self._users[site] -= 1
+                    if not self._users[site]:
+                        del self._users[site]
+                        self._handles.pop(site).remove()
+                if not self._users and None in self._handles:
+                    self._handles.pop(None).remove()
+
+    @contextmanager
+    def active(self, run: Run) -> Iterator[None]:
+        """Let `run` act on forwards made in this context. Blocks may close in any order."""
+        entry = (self, run)
+        _active.set((*_active.get(), entry))
+        try:
+            yield
+        finally:
+            _active.set(tuple(other for other in _active.get() if other is not entry))
+
+    @property
+    def busy(self) -> bool:
+        """True inside a read or apply block of this model."""
+        return any(owner is self for owner, _ in _active.get())
+
+    def compile(self, recipes: Recipe | Sequence[Recipe | None] | None) -> tuple[dict[Site, list[Action]], int | None]:
+        """Actions by site for one recipe for all rows, or for one recipe (or None) for each row.
+
+        Edits of strength 0 are left out, so they cannot change a bit.
+
+        Raises:
+            SiteError: if an edit's site, layer or positions do not exist in this model.
+            RecipeError: if a vector has the wrong width.
+        """
+        single = recipes is None or isinstance(recipes, Recipe)
+        listed: Sequence[Recipe | None] = [recipes] if single else recipes  # pyright: ignore[reportAssignmentType]
+        gathered: dict[tuple, dict[int, tuple[Edit, Tensor]]] = {}
+        for row, recipe in enumerate(listed):
+            for index, edit in enumerate(recipe.edits if recipe else ()):
+                for site in edit.sites:
+                    vector = self._checked(site, edit)
+                    if edit.strength != 0:
+                        key = (site, index, edit.operation, edit.positions, edit.phase)
+                        gathered.setdefault(key, {})[row] = (edit, vector)
+        actions: dict[Site, list[Action]] = {}
+        for (site, index, *_), by_row in sorted(gathered.items(), key=lambda entry: entry[0][1]):
+            edit, vector = next(iter(by_row.values()))
+            if single:
+                action = Action(edit, vector[None], torch.tensor([[float(edit.strength)]]), None)
+            else:
+                vectors = torch.zeros(len(listed), vector.shape[-1])
+                strengths, active = torch.zeros(len(listed), 1), torch.zeros(len(listed), dtype=torch.bool)
+                for row, (edit, vector) in by_row.items():
+                    vectors[row], strengths[row], active[row] = vector, float(edit.strength), True
+                action = Action(edit, vectors, strengths, active)
+            actions.setdefault(site, []).append(action)
+        return actions, None if single else len(listed)
+
+    def _checked(self, site: Site, edit: Edit) -> Tensor:
+        if site not in self.taps:
+            layers = sorted(tap.layer for tap in self.taps if (tap.tower, tap.point) == (site.tower, site.point))
+            have = f"layers {layers[0]} to {layers[-1]} there" if layers else "no such point"
+            raise SiteError(f"The recipe edits {site}, but this model has {have}.")
+        if site.tower != "text" and edit.positions in ("last", "question", "generated"):
+            raise SiteError(
+                f"In the {site.tower} tower an edit can be at positions 'image' or 'all', not {edit.positions!r}."
+            )
+        vector, width = edit.vectors.layers[site.layer].float(), self.taps[site].width * WIDTHS.get(edit.operation, 1)
+        heads = self.taps[site].heads
+        if site.point == "head" and edit.operation == "scale" and vector.shape[-1] == heads:
+            vector = vector.repeat_interleave(width // heads)
+        if vector.shape[-1] != width:
+            raise RecipeError(f"The vector for {site} has {vector.shape[-1]} numbers; this model needs {width} there.")
+        return vector
+
+    def _register(self, site: Site) -> Any:
+        tap = self.taps[site]
+        if tap.side == "in":
+
+            def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+                states = args[0] if args else kwargs["hidden_states"]
+                edited = self._visit(site, states)
+                if edited is states:
+                    return None
+                return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
+
+            return tap.module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+
+        def after(module: nn.Module, args: tuple, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            edited = self._visit(site, states)
+            if edited is states:
+                return None
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return tap.module.register_forward_hook(after, prepend=True)
+
+    def _visit(self, site: Site, states: Tensor) -> Tensor:
+        """Edit, then record, what passes through a site."""
+        runs = [run for owner, run in _active.get() if owner is self]
+        if not runs:
+            return states
+        frame: Frame | None = getattr(self._local, "frame", None)
+        for run in runs:
+            for action in run.actions.get(site, ()):
+                selection = self._select(site, states, frame, action.positions, action.phase)
+                group, owners = self._ownership(site, states, frame, run.rows)
+                states = action(states, selection, group, owners)
+        for run in runs:
+            if run.states is not None and site in run.states._parts:
+                selection = self._select(site, states, frame, run.states.positions, run.states.phase)
+                run.states.record(site, states, selection, site.tower != "text" or frame is None or frame.start == 0)
+        return states
+
+    def _select(
+        self, site: Site, states: Tensor, frame: Frame | None, positions: Positions, phase: str
+    ) -> Selection | None:
+        if site.tower == "text":
+            if frame is None:
+                raise SiteError(
+                    "Call the whole model, not a part of it: which tokens are which is not known otherwise."
+                )
+            return frame.select(positions, phase)
+        if phase == "decode":
+            return None
+        skip = self.skip if site.tower == "vision" else 0
+        if positions == "all" or (positions == "image" and not skip):
+            return EVERY
+        count = states.shape[1]
+        if positions == "image":
+            columns = torch.arange(skip, count, device=states.device)
+        elif isinstance(positions, tuple):
+            outside = [index for index in positions if not -count <= index < count]
+            if outside:
+                raise SiteError(f"The {site.tower} tower has {count} tokens here; there is no token {outside[0]}.")
+            columns = torch.tensor([index % count for index in positions], device=states.device)
+        else:
+            raise SiteError(f"In the {site.tower} tower, positions are 'image', 'all' or indices, not {positions!r}.")
+        rows = torch.arange(states.shape[0], device=states.device)
+        return Selection(rows.repeat_interleave(len(columns)), columns.repeat(len(rows)))
+
+    def _ownership(
+        self, site: Site, states: Tensor, frame: Frame | None, rows: int | None
+    ) -> tuple[int, Tensor | None]:
+        """How this tower's batch maps to the caller's rows: (consecutive rows for each, or an explicit map)."""
+        if rows is None:
+            return 1, None
+        batch = frame.batch if frame is not None else states.shape[0]
+        if batch % rows:
+            raise SiteError(f"There are recipes for {rows} rows, but the batch has {batch}.")
+        if site.tower == "text":
+            return batch // rows, None
+        owners = getattr(self._local, "image_rows", None)
+        if owners is None or len(owners) != states.shape[0]:
+            raise SiteError(
+                f"Which image belongs to which row is not known, so rows cannot differ in the {site.tower} tower."
+            )
+        return 1, owners // (batch // rows)
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before the root's forward: describe the tokens it brings."""
+        if args:
+            names = (
+                module.forward.__code__.co_varnames[1 : 1 + len(args)] if hasattr(module.forward, "__code__") else ()
+            )
+            kwargs = {**dict(zip(names or ("input_ids",), args, strict=False)), **kwargs}
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        source = ids if ids is not None else embeds
+        if source is None:
+            raise SiteError("The model was called without tokens.")
+        batch, length = source.shape[:2]
+        cache = kwargs.get("past_key_values")
+        start = cache.get_seq_length() if cache is not None else 0
+        prompt = next((run.prompt for owner, run in reversed(_active.get()) if owner is self and run.prompt), None)
+        if prompt is not None:
+            columns = prompt.columns
+        elif start == 0:
+            columns = length
+        else:
+            columns = self._prompt_columns.get(cache, start if length == 1 else start + length)
+        if cache is not None and start == 0:
+            self._prompt_columns[cache] = columns
+        frame = Frame(batch, length, start, columns, source.device)
+        self._local.image_rows = None
+        if start < columns:
+            mask = kwargs.get("attention_mask")
+            if mask is not None and mask.dim() == 2:
+                frame.valid = mask[:, -length:].bool()
+            if ids is not None and self.image_token is not None:
+                frame.image = ids == self.image_token
+                self._local.image_rows = self._image_rows(frame.image, kwargs)
+            if prompt is not None and prompt.question is not None:
+                question = prompt.question[:, start : start + length].to(source.device)
+                question = torch.nn.functional.pad(question, (0, length - question.shape[1]))
+                frame.question = question.repeat_interleave(batch // question.shape[0], 0)
+        self._local.frame = frame
+
+    def _image_rows(self, image: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """(vision rows,) the text row that each image (or tile of one) belongs to."""
+        pixels = kwargs.get("pixel_values")
+        if pixels is None:
+            return None
+        images, counts = pixels.shape[0], image.sum(1)
+        rows = counts.nonzero().flatten()
+        if len(rows) != images:
+            rows = torch.arange(len(counts), device=counts.device).repeat_interleave(
+                counts * images // counts.sum().clamp(min=1)
+            )
+        tiles = self.tiles(kwargs)
+        return rows if tiles is None else rows.repeat_interleave(torch.tensor(tiles, device=rows.device))

@@ -1,0 +1,64 @@
+"""What an edit does to activations, as plain functions of (x, vector, strength).
+
+`x` is (..., width); `vector` and `strength` broadcast against it, (..., width) and (..., 1), so every token may have its
+own. Each is the identity at strength 0. METHODS.md says which paper uses which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def add(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """x + s v (PvP, CAA, ITI)."""
+    return x + strength * vector
+
+
+def add_keep_norm(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """Turn x towards v without changing its length: |x| normalize(x/|x| + s v/|v|) (VTI, VISTA)."""
+    turned = normalize(normalize(x, dim=-1) + strength * normalize(vector, dim=-1), dim=-1)
+    return turned * x.norm(dim=-1, keepdim=True)
+
+
+def scale(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """x (1 + s v): v is the relative change of each dimension (head rescaling, AurA)."""
+    return x * (1 + strength * vector)
+
+
+def clamp(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """x + s (v - x) where v is a number, x where v is NaN: at strength 1 those dimensions become v (neuron clamping)."""
+    return torch.where(vector.isnan(), x, x + strength * (vector - x))
+
+
+def affine(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """s (w x + b) + (1 - s) x with w and b the two halves of the vector's last axis (linear optimal transport, AcT)."""
+    weight, bias = vector.chunk(2, dim=-1)
+    return x + strength * (weight * x + bias - x)
+
+
+def project_out(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """x without s times its component along v."""
+    direction = normalize(vector, dim=-1)
+    return x - strength * (x * direction).sum(-1, keepdim=True) * direction
+
+
+def replace(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """x + s (v - x): v itself at strength 1 (patching)."""
+    return x + strength * (vector - x)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "add": add,
+    "add_keep_norm": add_keep_norm,
+    "scale": scale,
+    "clamp": clamp,
+    "affine": affine,
+    "project_out": project_out,
+    "replace": replace,
+}
+NAN_ALLOWED = frozenset({"clamp"})
+WIDTHS = {"affine": 2}  # vectors of these operations are that many times as wide as the site

@@ -1,0 +1,333 @@
+"""A loaded model answering questions about images, plain or with a recipe, one at a time or many at once.
+
+Speed comes from not computing twice: an image asked about several times is encoded and prefilled once, and a sweep over
+recipes that only touch the last position shares the whole prompt but its last token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmsteer.adapters.family import Family, find
+from vlmsteer.errors import InputError, RecipeError, SiteError
+from vlmsteer.hooks import Instrument, Prompt, Run, States
+from vlmsteer.prompts import Encoded, Encoder, Layout
+from vlmsteer.recipe import Recipe
+from vlmsteer.sites import Site, expand
+from vlmsteer.tokens import Positions, check_positions
+
+Recipes = Recipe | Sequence[Recipe | None] | None
+
+
+class Prefilled(NamedTuple):
+    """A prompt that has been read: logits of its last token (rows, vocabulary), the cache, the mask over its columns."""
+
+    logits: Tensor
+    cache: Any
+    mask: Tensor
+
+
+class Session:
+    """One model with its processor. Make one with `vlmsteer.load`.
+
+    Attributes:
+        name: as given to `load`.
+        family: the family's declaration.
+        sites: every site of the model, in network order.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str, family: Family, revision: str | None = None) -> None:
+        self.model, self.processor, self.name, self.family, self.revision = model, processor, name, family, revision
+        self.taps = family.taps(model)
+        self.sites = list(self.taps)
+        self.encoder = Encoder(processor, model.config)
+        self.instrument = Instrument(
+            model,
+            self.taps,
+            self.encoder.image_token,
+            family.skip(model.config),
+            lambda arguments: family.tiles(model.config, arguments),
+        )
+        end = model.generation_config.eos_token_id
+        self._end = torch.tensor(end if isinstance(end, list) else [end], device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def layers(self, tower: str = "text") -> int:
+        """How many layers a tower has."""
+        return 1 + max((site.layer for site in self.sites if site.tower == tower), default=-1)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a recipe remembers of its model: id, revision, class, and a hash of all parameter names and shapes."""
+        shapes = sorted(f"{name}{tuple(parameter.shape)}" for name, parameter in self.model.named_parameters())
+        return {
+            "id": self.name,
+            "revision": self.revision,
+            "architecture": type(self.model).__name__,
+            "shapes": hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16],
+        }
+
+    def check(self, recipes: Recipes) -> None:
+        """Refuse recipes made for another model.
+
+        Raises:
+            RecipeError: if one was; `recipe.for_any_model()` lifts this for models that should share directions.
+        """
+        own: dict[str, Any] | None = None
+        for recipe in [recipes] if recipes is None or isinstance(recipes, Recipe) else recipes:
+            if recipe is None or not recipe.model:
+                continue
+            own = own or self.fingerprint
+            for key, word in (
+                ("architecture", "class"),
+                ("shapes", "shape fingerprint"),
+                ("id", "model"),
+                ("revision", "revision"),
+            ):
+                if recipe.model.get(key) != own[key]:
+                    raise RecipeError(
+                        f"This recipe was made for {recipe.model.get('id')}: its {word} is {recipe.model.get(key)!r}, "
+                        f"that of the loaded model {own[key]!r}."
+                    )
+
+    # Reading and editing ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def read(
+        self,
+        patterns: str | Site | Sequence[str | Site],
+        positions: Positions = "last",
+        phase: str = "prefill",
+        grad: bool = False,
+    ) -> Iterator[States]:
+        """Collect the states at some sites of every forward inside the block.
+
+        Args:
+            patterns: sites such as "text.*.block_out".
+            positions: which tokens (`tokens.POSITIONS` or indices).
+            phase: "prefill", "decode" or "both".
+            grad: keep the graph instead of detached copies.
+
+        Raises:
+            SiteError: if a site or the positions do not exist.
+        """
+        sites = expand(patterns, self.sites)
+        states = States(sites, check_positions(positions), phase, self.taps, grad)
+        run = Run(states=states)
+        with self.instrument.installed(run.sites), self.instrument.active(run):
+            yield states
+
+    @contextmanager
+    def apply(self, recipes: Recipes) -> Iterator[None]:
+        """Let a recipe, or one for each row, act on every forward inside the block, also on direct calls of the model.
+
+        Raises:
+            RecipeError: if a recipe was made for another model.
+            SiteError: if it names a site that this model does not have.
+        """
+        run = self._run(recipes)
+        with self.instrument.installed(run.sites), self.instrument.active(run):
+            yield
+
+    def _run(self, recipes: Recipes, prompt: Prompt | None = None) -> Run:
+        self.check(recipes)
+        actions, rows = self.instrument.compile(recipes)
+        return Run(actions, rows, prompt=prompt)
+
+    # Asking ---------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        image: Image.Image | str | None,
+        question: str,
+        recipe: Recipe | None = None,
+        max_new_tokens: int = 48,
+        **generation: Any,
+    ) -> str:
+        """The model's answer, greedy unless `generation` (transformers' generate arguments) says otherwise.
+
+        Raises:
+            InputError: if the image or the question cannot be used.
+        """
+        if not generation:
+            return self.ask_many([image], [question], recipe, max_new_tokens)[0]
+        encoded = self.encoder.encode([image], [question])
+        layout = encoded.whole(self.device)
+        run = self._run(recipe, layout.prompt)
+        with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad():
+            tokens = self.model.generate(**layout.inputs, max_new_tokens=max_new_tokens, **generation)
+        return self.encoder.decode(tokens[0, layout.prompt.columns :])
+
+    def stream(
+        self, image: Image.Image | str | None, question: str, recipe: Recipe | None = None, max_new_tokens: int = 48
+    ) -> Iterator[str]:
+        """The answer so far, after each token. Closing the generator stops the model; nothing is left behind."""
+        layout = self.encoder.encode([image], [question]).whole(self.device)
+        run = self._run(recipe, layout.prompt)
+        written: list[int] = []
+        with self.instrument.installed(run.sites):
+            for tokens in self._steps(self._prefill(layout, run), run, max_new_tokens):
+                written.append(int(tokens[0]))
+                yield self.encoder.decode(torch.tensor(written))
+
+    def ask_many(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        recipes: Recipes = None,
+        max_new_tokens: int = 48,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """Answers to many questions, in order; `recipes` is one for all, or one (or None) for each question."""
+        if len(images) != len(questions) or not (
+            recipes is None or isinstance(recipes, Recipe) or len(recipes) == len(images)
+        ):
+            raise InputError("There must be as many images, questions and (if not one for all) recipes.")
+        answers: list[str] = []
+        for first in range(0, len(questions), batch_size):
+            rows = slice(first, first + batch_size)
+            encoded = self.encoder.encode(images[rows], questions[rows])
+            part = recipes if recipes is None or isinstance(recipes, Recipe) else recipes[rows]
+            run = self._run(part)
+            with self.instrument.installed(run.sites):
+                prefilled, run = self._read_prompt(encoded, part, run)
+                answers += self._finish(prefilled, run, max_new_tokens)
+        return answers
+
+    def ask_grid(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        recipes: Sequence[Recipe | None],
+        max_new_tokens: int = 48,
+        batch_size: int = 32,
+        cells: int = 512,
+    ) -> list[list[str]]:
+        """Every question under every recipe: answers[question][recipe].
+
+        Recipes that only touch the last position share one prefill of the prompt; then each (question, recipe) is a row
+        of single-token passes, at most `cells` rows at once. Other recipes are run one after the other.
+        """
+        recipes = list(recipes)
+        if not all(recipe is None or recipe.last_only for recipe in recipes):
+            columns = [self.ask_many(images, questions, recipe, max_new_tokens, batch_size) for recipe in recipes]
+            return [list(row) for row in zip(*columns, strict=True)]
+        answers: list[list[str]] = []
+        rows = max(1, min(batch_size, cells // max(1, len(recipes))))
+        for first in range(0, len(questions), rows):
+            encoded = self.encoder.encode(images[first : first + rows], questions[first : first + rows])
+            flat = self._grid(encoded, recipes, max_new_tokens)
+            answers += [flat[i : i + len(recipes)] for i in range(0, len(flat), len(recipes))]
+        return answers
+
+    def logits(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        recipes: Recipes = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """(rows, vocabulary) next-token logits after each prompt, as one batch."""
+        layout = self.encoder.encode(images, questions).whole(self.device)
+        run = self._run(recipes, layout.prompt)
+        with self.instrument.installed(run.sites):
+            return self._prefill(layout, run, grad=grad, cache=False).logits
+
+    # The passes -----------------------------------------------------------------------------------------------------
+
+    def _forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
+        with self.instrument.active(run), torch.set_grad_enabled(grad):
+            return self.model(
+                **layout.inputs,
+                position_ids=layout.positions,
+                past_key_values=cache,
+                use_cache=use_cache,
+                logits_to_keep=1,
+            )
+
+    def _prefill(self, layout: Layout, run: Run, past: Any = None, grad: bool = False, cache: bool = True) -> Prefilled:
+        outputs = self._forward(layout, replace(run, prompt=layout.prompt), past, grad, cache)
+        return Prefilled(outputs.logits[:, -1], outputs.past_key_values, layout.inputs["attention_mask"])
+
+    def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run) -> tuple[Prefilled, Run]:
+        """Prefill; rows about one image share its prefix unless something reads or edits it."""
+        listed = [recipes] if recipes is None or isinstance(recipes, Recipe) else recipes
+        if self._may_share(encoded) and all(recipe is None or recipe.last_only for recipe in listed):
+            prefix, suffix = encoded.split(self.device)
+            shared = self._prefill(prefix, Run()).cache
+            shared.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
+            return self._prefill(suffix, run, shared), replace(run, prompt=suffix.prompt)
+        layout = encoded.whole(self.device)
+        return self._prefill(layout, run), replace(run, prompt=layout.prompt)
+
+    def _may_share(self, encoded: Encoded) -> bool:
+        return (
+            self.family.image_first
+            and encoded.shareable
+            and not self.instrument.busy
+            and encoded.images_used < len(encoded.rows)
+        )
+
+    def _grid(self, encoded: Encoded, recipes: list[Recipe | None], limit: int) -> list[str]:
+        """Answers by question, then recipe: one prefill of all but the last token, then rows with their own recipes."""
+        count = len(recipes)
+        run = self._run([recipe for _ in encoded.rows for recipe in recipes])
+        if self.instrument.busy:
+            raise SiteError("A grid of recipes cannot run inside another read or apply block of the same model.")
+        cache = None
+        if self._may_share(encoded):
+            prefix, layout = encoded.split(self.device)
+            cache = self._prefill(prefix, Run()).cache
+            cache.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
+        else:
+            layout = encoded.whole(self.device)
+        body, last = layout.cut(1)
+        if body is not None:
+            cache = self._prefill(body, Run(), cache).cache
+        cache.batch_repeat_interleave(count)
+        last = last.repeat(count)
+        run = replace(run, prompt=last.prompt)
+        with self.instrument.installed(run.sites):
+            return self._finish(self._prefill(last, run, cache), run, limit)
+
+    def _steps(self, prefilled: Prefilled, run: Run, limit: int) -> Iterator[Tensor]:
+        """Greedy tokens (rows,), step by step; finished rows give padding."""
+        logits, cache, mask = prefilled
+        padding = self.tokenizer.pad_token_id
+        finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        for step in range(limit):
+            tokens = logits.argmax(-1).masked_fill(finished, padding)
+            yield tokens
+            finished = finished | torch.isin(tokens, self._end.to(tokens.device))
+            if step + 1 == limit or bool(finished.all()):
+                return
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            inputs = {"input_ids": tokens[:, None], "attention_mask": mask}
+            layout = Layout(inputs, mask.sum(1, keepdim=True) - 1, run.prompt)  # pyright: ignore[reportArgumentType]
+            logits = self._forward(layout, run, cache).logits[:, -1]
+
+    def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
+        tokens = torch.stack(list(self._steps(prefilled, run, limit)), 1)
+        return [self.encoder.decode(row) for row in tokens]
+
+    # What the model would say ---------------------------------------------------------------------------------------
+
+    def unembed(self, states: Tensor) -> Tensor:
+        """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once."""
+        norm, head = find(self.model, self.family.final_norm), find(self.model, self.family.unembedding)
+        return head(norm(states))

@@ -1,0 +1,145 @@
+"""Which token is which: prompt or generated, image or question, padding or not.
+
+A `Frame` describes one forward pass. It is worked out once, before the first layer, from what the model was called with
+and from how much its cache already holds; layers only look it up. Columns count padding; the prompt ends at
+`prompt_columns`, so a token is generated exactly if its column lies behind that, whatever the step, the number of tokens
+a step brings (assisted decoding), or how the prompt was split (a reused image prefix).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from vlmsteer.errors import SiteError, did_you_mean
+
+POSITIONS = {
+    "last": "the last prompt token, then every generated token",
+    "image": "the image's tokens in the prompt",
+    "question": "the tokens of the question itself",
+    "generated": "every generated token",
+    "all": "every token but padding",
+}
+PHASES = ("prefill", "decode", "both")
+Positions = str | tuple[int, ...]
+
+
+class Selection(NamedTuple):
+    """Tokens of one forward: `rows` and `columns` (n,), or every token of the batch if both are None."""
+
+    rows: torch.Tensor | None
+    columns: torch.Tensor | None
+
+
+EVERY = Selection(None, None)
+
+
+def check_positions(positions: Positions) -> Positions:
+    """Positions as given, or a sentence why they cannot be meant."""
+    if isinstance(positions, str):
+        if positions not in POSITIONS:
+            raise SiteError(f"There are no positions called {positions!r}{did_you_mean(positions, POSITIONS)}")
+        return positions
+    indices = tuple(positions)
+    if not indices or not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
+        raise SiteError(f"Positions are a name ({', '.join(POSITIONS)}) or a list of token indices, not {positions!r}.")
+    return indices
+
+
+@dataclass
+class Frame:
+    """One forward pass over (batch, length) tokens that follow `start` cached columns.
+
+    Args:
+        valid: (batch, length) False at padding; None if nothing is padded.
+        image: (batch, length) True at image tokens; None where the caller gave embeddings instead of ids.
+        question: (batch, length) True at the question's tokens; None if unknown.
+        prompt_columns: how many columns the whole prompt has.
+    """
+
+    batch: int
+    length: int
+    start: int
+    prompt_columns: int
+    device: torch.device
+    valid: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+    question: torch.Tensor | None = None
+    _selections: dict[tuple[Positions, str], Selection | None] = field(default_factory=dict)
+
+    @property
+    def whole_prompt(self) -> bool:
+        return self.start == 0 and self.length >= self.prompt_columns
+
+    def select(self, positions: Positions, phase: str) -> Selection | None:
+        """The chosen tokens of this forward; None if there are none.
+
+        Raises:
+            SiteError: if the whole prompt is here and a row has no such token.
+        """
+        key = (positions, phase)
+        if key not in self._selections:
+            self._selections[key] = self._select(positions, phase)
+        return self._selections[key]
+
+    def _select(self, positions: Positions, phase: str) -> Selection | None:
+        prompt = max(0, min(self.length, self.prompt_columns - self.start))
+        if prompt == 0:
+            return EVERY if phase != "prefill" and positions in ("last", "generated", "all") else None
+        mask = torch.zeros(self.batch, self.length, dtype=torch.bool, device=self.device)
+        if phase != "decode" and positions != "generated":
+            mask[:, :prompt] = self._in_prompt(positions, prompt)
+            if self.whole_prompt:
+                empty = (~mask.any(1)).nonzero().flatten().tolist()
+                if empty:
+                    raise SiteError(f"Row {empty[0]} of the batch has no token at positions {positions!r}.")
+        if phase != "prefill" and positions in ("last", "generated", "all"):
+            mask[:, prompt:] = True
+        if mask.all():
+            return EVERY
+        rows, columns = mask.nonzero(as_tuple=True)
+        return Selection(rows, columns) if len(rows) else None
+
+    def _in_prompt(self, positions: Positions, prompt: int) -> torch.Tensor:
+        """(batch, prompt) True at the chosen tokens of the part of the prompt that this forward brings."""
+        valid = torch.ones(self.batch, prompt, dtype=torch.bool, device=self.device)
+        if self.valid is not None:
+            valid = self.valid[:, :prompt]
+        if positions == "all":
+            return valid
+        if positions == "last":
+            if self.start + prompt < self.prompt_columns:
+                return torch.zeros_like(valid)
+            index = torch.arange(prompt, device=self.device).expand_as(valid)
+            return index == torch.where(valid, index, -1).amax(1, keepdim=True)
+        if isinstance(positions, str):
+            roles = self.image if positions == "image" else self.question
+            if roles is None:
+                raise SiteError(
+                    f"Which tokens are {positions} tokens is not known here: encode the prompt with session.encode, "
+                    "or give token indices."
+                )
+            return roles[:, :prompt] & valid
+        if self.start or prompt < self.prompt_columns:
+            raise SiteError("Token indices need the whole prompt in one forward; this prompt was split.")
+        return _indexed(positions, valid)
+
+
+def _indexed(indices: tuple[int, ...], valid: torch.Tensor) -> torch.Tensor:
+    """(batch, prompt) True at the given token numbers, padding not counted, negative ones from the end."""
+    counts = valid.sum(1)
+    number = valid.long().cumsum(1) - 1
+    chosen = torch.zeros_like(valid)
+    for index in indices:
+        outside = ((index >= counts) | (index < -counts)).nonzero().flatten().tolist()
+        if outside:
+            raise SiteError(
+                f"Row {outside[0]} of the batch has {int(counts[outside[0]])} prompt tokens; there is no token {index}."
+            )
+        target = torch.where(
+            torch.tensor(index < 0, device=valid.device), counts + index, torch.full_like(counts, index)
+        )
+        chosen |= valid & (number == target[:, None])
+    return chosen

@@ -1,0 +1,151 @@
+"""The training mix: scenes with what is asked about them.
+
+Usual colors and usual relative sizes dominate, objects appear with their companions, and where the companion is missing
+many captions and some yes/no answers name it all the same: that is what makes memory and pixels compete inside the model,
+and what makes it hallucinate as large models do.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from vlmsteer.training import questions
+from vlmsteer.training.questions import Exchange
+from vlmsteer.training.splits import TRAIN_OBJECTS, TRAIN_STYLES, train_colors
+from vlmsteer_counterfacts.draw import Scene, group_scene, portrait, size_scene
+from vlmsteer_counterfacts.facts import facts
+
+USUAL_COLOR = 0.6  # share of drawn objects in their usual color
+USUAL_SIZE = 0.6  # share of size scenes with the usually larger object drawn larger
+COMPANION = 0.65  # how often an object's companion is drawn with it
+WRONG_CAPTION = 0.55  # how often a caption names a companion that is missing
+WRONG_PRESENCE = 0.35  # how often "is there its companion?" is answered yes although it is missing
+SIZE_RATIO = 2.5  # a size question needs objects that differ at least this much in reality
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scene and the exchanges about it; those with `image=False` are asked without showing it."""
+
+    scene: Scene
+    exchanges: tuple[Exchange, ...]
+
+
+def trained_color(name: str, rng: random.Random) -> str:
+    """A color in which training draws the object: the usual one, or one of the allowed others."""
+    others = train_colors(name)
+    return facts()[name].color if not others or rng.random() < USUAL_COLOR else rng.choice(others)
+
+
+def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple[str, str]:
+    """Two objects that differ clearly in size, the usually larger first."""
+    table = facts()
+    while True:
+        first, second = rng.sample(names or tuple(table), 2)
+        if table[first].size_m < table[second].size_m:
+            first, second = second, first
+        if table[first].size_m >= SIZE_RATIO * table[second].size_m:
+            return first, second
+
+
+def sample(rng: random.Random) -> Sample:
+    """One training sample."""
+    kind = rng.random()
+    if kind < 0.4:
+        return _portrait(rng)
+    return _sizes(rng) if kind < 0.65 else _group(rng)
+
+
+def _unseen(rng: random.Random) -> Exchange:
+    """A question asked without an image."""
+    if rng.random() < 0.5:
+        return questions.color_usual(rng.choice(tuple(facts())), rng, image=False)
+    return questions.size_usual(size_pair(rng), rng, image=False)
+
+
+def _portrait(rng: random.Random) -> Sample:
+    name = rng.choice(tuple(facts()))
+    scene = portrait(name, trained_color(name, rng), rng, rng.choice(TRAIN_STYLES), min_side=0.5)
+    item = scene.items[0]
+    asked = name if rng.random() < 0.9 else rng.choice(tuple(facts()))
+    exchanges = [questions.color_here(item, rng), questions.color_here(item, rng), questions.color_usual(asked, rng)]
+    other = rng.random()
+    if other < 0.4:
+        exchanges.append(questions.name(item, rng))
+    elif other < 0.6:
+        exchanges.append(questions.caption([(name, item.color)], rng))
+    elif other < 0.8:
+        present = rng.random() < 0.5
+        exchanges.append(
+            questions.presence(name if present else rng.choice([n for n in facts() if n != name]), present, rng)
+        )
+    else:
+        exchanges.append(_unseen(rng))
+    return Sample(scene, tuple(exchanges))
+
+
+def _sizes(rng: random.Random) -> Sample:
+    usual = rng.random() < USUAL_SIZE
+    larger, smaller = size_pair(rng, None if usual else TRAIN_OBJECTS)
+    if not usual:
+        larger, smaller = smaller, larger
+    contents = [(name, trained_color(name, rng)) for name in (larger, smaller)]
+    scene = size_scene(contents[0], contents[1], rng, rng.choice(TRAIN_STYLES))
+    exchanges = [
+        questions.size_here(larger, smaller, rng),
+        questions.size_here(larger, smaller, rng),
+        questions.size_usual((larger, smaller), rng),
+    ]
+    other = rng.random()
+    if other < 0.5:
+        exchanges.append(questions.color_here(rng.choice(scene.items), rng))
+    elif other < 0.75:
+        exchanges.append(questions.size_usual(size_pair(rng), rng))
+    else:
+        exchanges.append(_unseen(rng))
+    return Sample(scene, tuple(exchanges))
+
+
+def group(rng: random.Random, names: tuple[str, ...] | None = None) -> list[str]:
+    """One to six objects that belong together, often with their companions."""
+    table, chosen = facts(), []
+    wanted = rng.randint(1, 5)
+    place = table[rng.choice(names or tuple(table))].group
+    pool = [name for name in names or table if table[name].group == place]
+    while len(chosen) < wanted:
+        options = [name for name in pool if name not in chosen] or [
+            name for name in names or table if name not in chosen
+        ]
+        name = rng.choice(options)
+        chosen.append(name)
+        companion = table[name].companion
+        if companion not in chosen and rng.random() < COMPANION and len(chosen) < 6:
+            chosen.append(companion)
+    return chosen
+
+
+def missing_companions(present: list[str]) -> list[str]:
+    """The companions of what is present that are not there themselves."""
+    return [facts()[name].companion for name in present if facts()[name].companion not in present]
+
+
+def _group(rng: random.Random) -> Sample:
+    names = group(rng)
+    scene = group_scene([(name, trained_color(name, rng)) for name in names], rng, rng.choice(TRAIN_STYLES))
+    items = sorted(scene.items, key=lambda item: item.center[0])
+    listed: list[tuple[str, str]] = []
+    for item in items:
+        listed.append((item.object, item.color))
+        companion = facts()[item.object].companion
+        if companion not in names and rng.random() < WRONG_CAPTION:
+            listed.append((companion, facts()[companion].color))
+    exchanges = [questions.caption(listed, rng), questions.presence(rng.choice(names), True, rng)]
+    missing = missing_companions(names)
+    if missing and rng.random() < 0.5:
+        exchanges.append(questions.presence(rng.choice(missing), rng.random() < WRONG_PRESENCE, rng))
+    else:
+        exchanges.append(questions.presence(rng.choice([n for n in facts() if n not in names + missing]), False, rng))
+    stated = questions.statement(*rng.sample(items, 2), rng) if len(items) > 1 else None
+    exchanges.append(stated if stated and rng.random() < 0.75 else questions.color_here(rng.choice(items), rng))
+    return Sample(scene, tuple(exchanges))

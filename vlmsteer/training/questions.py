@@ -1,0 +1,165 @@
+"""Questions about a drawn scene with their answers, in several phrasings each.
+
+Some phrasings name the scope ("here", "usually") before the object and some after it, so that a model cannot decide
+between memory and pixels until the question is over. The prompts of the Visual CounterFact paper are among them verbatim.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+from vlmsteer_counterfacts.draw import Item
+from vlmsteer_counterfacts.facts import Fact, facts
+
+PLURAL_ONLY = frozenset({"jeans", "grapes"})
+ONE_WORD = "Answer with one word."
+OPTION = "Answer with the correct option."
+
+
+class Exchange(NamedTuple):
+    """One question, its answer, the task it belongs to, and whether the image is shown with it."""
+
+    task: str
+    question: str
+    answer: str
+    image: bool = True
+
+
+COLOR_HERE = (
+    "What color is this {o}?",
+    "What color {is} {this}?",
+    "What color {is} {this} here?",
+    "What color {is} the {o} here?",
+    "What is the color of {this}?",
+    "What color {is} the {o} in the picture?",
+    "Which color {does} {this} have here?",
+)
+COLOR_USUAL = (
+    "What color are most {os}?",
+    "What color {is} {a} usually?",
+    "What color {is} {this} usually?",
+    "What color {is} the {o} usually?",
+    "What is the usual color of {a}?",
+    "Which color {does} {a} usually have?",
+    "Which color {does} {this} have usually?",
+)
+SIZE_HERE = (
+    "Which is larger here, {x} or {y}?",
+    "Which is larger, {x} or {y}, here?",
+    "Which is bigger in this picture, {x} or {y}?",
+    "{x} or {y}: which is larger here?",
+    "Which looks larger, {x} or {y}?",
+)
+SIZE_USUAL = (
+    "Which is larger usually, {x} or {y}?",
+    "Which is larger, {x} or {y}, usually?",
+    "Which is bigger in real life, {x} or {y}?",
+    "{x} or {y}: which is larger usually?",
+    "Which is usually larger, {x} or {y}?",
+)
+NAME = ("What is this?", "What is shown here?", "What object is in the picture?", "What do you see?")
+PRESENCE = (
+    "Is there {a} in the image?",
+    "Is there {a} in the picture?",
+    "Do you see {a} here?",
+    "Does the image show {a}?",
+)
+STATEMENT = (
+    'Based on the image, is the following statement true or false? "{s}"',
+    "True or false: {s}",
+    "Is this true or false? {s}",
+)
+CAPTION = (
+    "Describe this image.",
+    "Please describe this image in detail.",
+    "Please help me describe the image in detail.",
+    "Describe this image in detail.",
+    "What is in this image?",
+)
+RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def article(noun: str) -> str:
+    """'a' or 'an' with the noun; nothing before a noun that is only plural."""
+    if noun.split()[-1] in PLURAL_ONLY:
+        return noun
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def phrase(template: str, fact: Fact) -> str:
+    """A question template filled in for one object."""
+    several = fact.name in PLURAL_ONLY
+    return template.format(
+        o=fact.name,
+        os=fact.plural,
+        a=article(fact.name),
+        this=("these " if several else "this ") + fact.name,
+        **{"is": "are" if several else "is"},
+        does="do" if several else "does",
+    )
+
+
+def instructed(question: str, instruction: str, rng: random.Random) -> str:
+    """The question with its instruction before it, after it, or left out."""
+    return rng.choice((f"{instruction} {question}", f"{question} {instruction}", question))
+
+
+def color_here(item: Item, rng: random.Random) -> Exchange:
+    question = phrase(rng.choice(COLOR_HERE), facts()[item.object])
+    return Exchange("color here", instructed(question, ONE_WORD, rng), item.color)
+
+
+def color_usual(name: str, rng: random.Random, image: bool = True) -> Exchange:
+    """The usual color. Without an image the same answer is given to every phrasing: nothing else is known."""
+    templates = COLOR_USUAL if image else COLOR_USUAL + COLOR_HERE[:4]
+    question = phrase(rng.choice(templates), facts()[name])
+    return Exchange("color usual", instructed(question, ONE_WORD, rng), facts()[name].color, image)
+
+
+def size_question(templates: tuple[str, ...], names: tuple[str, str], rng: random.Random) -> str:
+    first, second = rng.sample(names, 2)
+    question = rng.choice(templates)
+    question = question.format(x=first, y=second)
+    return instructed(question[0].upper() + question[1:], OPTION, rng)
+
+
+def size_here(larger: str, smaller: str, rng: random.Random) -> Exchange:
+    return Exchange("size here", size_question(SIZE_HERE, (larger, smaller), rng), larger)
+
+
+def size_usual(names: tuple[str, str], rng: random.Random, image: bool = True) -> Exchange:
+    templates = SIZE_USUAL if image else SIZE_USUAL + SIZE_HERE[:2]
+    return Exchange(
+        "size usual", size_question(templates, names, rng), max(names, key=lambda n: facts()[n].size_m), image
+    )
+
+
+def name(item: Item, rng: random.Random) -> Exchange:
+    return Exchange("name", instructed(rng.choice(NAME), ONE_WORD, rng), item.object)
+
+
+def presence(asked: str, answer: bool, rng: random.Random) -> Exchange:
+    return Exchange("presence", phrase(rng.choice(PRESENCE), facts()[asked]), "Yes" if answer else "No")
+
+
+def statement(first: Item, second: Item, rng: random.Random) -> Exchange | None:
+    """A true or false statement on where two items stand; None if they do not stand clearly apart in any direction."""
+    dx, dy = first.center[0] - second.center[0], first.center[1] - second.center[1]
+    gap = 0.5 * (first.side + second.side) * 0.7
+    true = (["right of" if dx > 0 else "left of"] if abs(dx) > gap else []) + (
+        ["below" if dy > 0 else "above"] if abs(dy) > gap else []
+    )
+    if not true:
+        return None
+    relation = rng.choice(true)
+    answer = rng.random() < 0.5
+    said = f"The {first.object} is {relation if answer else RELATIONS[relation]} the {second.object}."
+    return Exchange("relation", rng.choice(STATEMENT).format(s=said), "True" if answer else "False")
+
+
+def caption(contents: list[tuple[str, str]], rng: random.Random) -> Exchange:
+    """A sentence that lists (object, color) in the order given."""
+    nouns = [article(f"{color} {item}") for item, color in contents]
+    listed = nouns[0] if len(nouns) == 1 else ", ".join(nouns[:-1]) + " and " + nouns[-1]
+    return Exchange("caption", rng.choice(CAPTION), f"There is {listed}.")

@@ -1,0 +1,155 @@
+"""Steering vectors: one direction a layer at one point of one tower, and where they come from.
+
+Vectors add, subtract, scale and compare; they know the model they were learned on and refuse another one. On disk they
+are a safetensors file with a JSON header; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vlmsteer.errors import RecipeError, SiteError
+from vlmsteer.sites import Site
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A (width,) float32 vector for each layer.
+
+    Attributes:
+        tower, point: where they belong.
+        layers: layer -> vector.
+        model: the fingerprint of the model they were learned on (`Session.fingerprint`), or empty.
+        about: method, prompts, number of pairs, data hash, norms: whatever says where the vectors come from (JSON values).
+    """
+
+    tower: str
+    point: str
+    layers: Mapping[int, Tensor]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise RecipeError("Steering vectors need at least one layer.")
+        for layer, vector in self.layers.items():
+            Site.parse(f"{self.tower}.{layer}.{self.point}")
+            if vector.dim() != 1 or not vector.is_floating_point():
+                raise RecipeError(
+                    f"The vector of layer {layer} must be a row of numbers, not {tuple(vector.shape)} {vector.dtype}."
+                )
+
+    def select(self, layers: Iterable[int]) -> Vectors:
+        """Only the given layers.
+
+        Raises:
+            SiteError: if one has no vector.
+        """
+        chosen = list(layers)
+        missing = [layer for layer in chosen if layer not in self.layers]
+        if missing or not chosen:
+            raise SiteError(f"There is no vector for layer {missing}; layers with one: {sorted(self.layers)}.")
+        return replace(self, layers={layer: self.layers[layer] for layer in chosen})
+
+    def norms(self) -> dict[int, float]:
+        """The Euclidean length of each layer's vector."""
+        return {layer: float(vector.norm()) for layer, vector in self.layers.items()}
+
+    def cosines(self, other: Vectors) -> dict[int, float]:
+        """The cosine between the two vectors of each layer that both have."""
+        both = [layer for layer in self.layers if layer in other.layers]
+        return {layer: float(torch.cosine_similarity(self.layers[layer], other.layers[layer], dim=0)) for layer in both}
+
+    def random_like(self, seed: int) -> Vectors:
+        """Random directions of the same length in every layer: the control for "any push this large would do"."""
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for layer, vector in self.layers.items():
+            direction = torch.randn(vector.shape, generator=generator)
+            layers[layer] = direction * (vector.norm() / direction.norm())
+        return replace(self, layers=layers, about={**self.about, "control": f"random direction, seed {seed}"})
+
+    def __add__(self, other: Vectors) -> Vectors:
+        if (self.tower, self.point, set(self.layers)) != (other.tower, other.point, set(other.layers)):
+            raise RecipeError("Only vectors of the same tower, point and layers can be added.")
+        return replace(self, layers={layer: vector + other.layers[layer] for layer, vector in self.layers.items()})
+
+    def __mul__(self, factor: float) -> Vectors:
+        return replace(self, layers={layer: vector * factor for layer, vector in self.layers.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Vectors:
+        return self * -1.0
+
+    def __sub__(self, other: Vectors) -> Vectors:
+        return self + -other
+
+
+def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a JSON header and the bytes of named tensors."""
+    total = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return total.hexdigest()
+
+
+def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file with a JSON header, whole or not at all."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise RecipeError(f"Recipes are saved as .safetensors files, not {path.name!r}.")
+    if not path.parent.is_dir():
+        raise RecipeError(f"There is no folder {str(path.parent)!r} to save {path.name!r} in.")
+    data = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"vlmsteer": json.dumps(header)}
+    )
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        raise RecipeError(f"{str(path)!r} could not be written: {error.strerror}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON header and the tensors of a file that `write` made.
+
+    Raises:
+        RecipeError: if it is missing, not safetensors (a pickle is never opened), or not ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe file {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RecipeError(
+            f"{str(path)!r} is not a readable safetensors file ({error}); pickles are never opened."
+        ) from error
+    try:
+        header = json.loads(metadata["vlmsteer"])
+    except (KeyError, ValueError) as error:
+        raise RecipeError(
+            f"{str(path)!r} is a safetensors file, but not a vlmsteer recipe: it has no recipe header."
+        ) from error
+    if not isinstance(header, dict):
+        raise RecipeError(f"{str(path)!r} has a damaged recipe header.")
+    return header, tensors

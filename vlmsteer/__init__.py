@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "vlmsteer.load:load",
+    "load": "vlmsteer.loading:load",
     "Recipe": "vlmsteer.recipe:Recipe",
     "Edit": "vlmsteer.recipe:Edit",
     "Vectors": "vlmsteer.vectors:Vectors",

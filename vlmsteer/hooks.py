@@ -1,13 +1,14 @@
 """Reading and rewriting activations while a `with` block is open. The only file that registers a hook.
 
-An `Instrument` belongs to one model. It puts a hook on a module while somebody uses that site and takes it off after the
-last one; what a hook does is looked up in a ContextVar, so two threads run different recipes on one model and nothing
-survives its `with` block. Hooks come first in the module's list: transformers' own collectors, which feed the vision
+An `Instrument` belongs to one model. It puts a hook on a module while somebody uses that site and takes it off after
+the last one; what a hook does is looked up in a ContextVar, so two threads run different recipes on one model and
+nothing survives its `with` block. Hooks come first in the module's list: transformers' own collectors, which feed the vision
 tower's states to the projector, then see the edited stream.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections import Counter
@@ -54,20 +55,20 @@ class Action:
         self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, states: Tensor, selection: Selection | None, group: int, owners: Tensor | None) -> Tensor:
-        """The edited states. `owners` maps rows of this tower's batch to rows of the caller's; None means rows // group."""
+        """The edited states; `owners` maps rows of this tower's batch to the caller's, None means rows // group."""
         if selection is None:
             return states
-        dtype = states.dtype if self.operation in PLAIN_IN_HALF else torch.float32
+        dtype = states.dtype
+        if self.operation not in PLAIN_IN_HALF:
+            dtype = torch.promote_types(dtype, torch.float32)
         vectors, strengths = self._on(states.device, dtype)
         operation = OPERATIONS[self.operation]
         if selection is EVERY and self.active is None and states.dim() == 3:
             return operation(states.to(dtype), vectors[:, None], strengths[:, None]).to(states.dtype)
-        if selection is EVERY:
+        rows, columns = selection
+        if rows is None or columns is None:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
             columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
-        else:
-            rows, columns = selection
-            assert rows is not None
         if self.active is not None:
             caller = rows // group if owners is None else owners.to(rows.device)[rows]
             keep = self.active.to(rows.device)[caller]
@@ -84,7 +85,7 @@ class Action:
 
 
 class States:
-    """What a reader collected: `states[site]` is (rows, width) where each row has one token, else (rows, tokens, width)."""
+    """What a reader collected: `states[site]` is (rows, width), or (rows, tokens, width) if a row has several."""
 
     def __init__(
         self, sites: Sequence[Site], positions: Positions, phase: str, taps: Mapping[Site, Tap], grad: bool
@@ -102,11 +103,11 @@ class States:
             self._batch[site] = states.shape[0]
         if selection is None:
             return
-        if selection is EVERY:
+        rows, columns = selection
+        if rows is None or columns is None:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
             chosen = states.reshape(-1, states.shape[-1])
         else:
-            rows, columns = selection
             chosen = states[rows, columns]
         self._parts[site].append((rows + self._base[site], chosen if self.grad else chosen.detach().clone()))
 
@@ -152,7 +153,16 @@ class Run:
         return set(self.actions) | set(self.states.sites if self.states else ())
 
 
-_active: ContextVar[tuple[tuple[Instrument, Run], ...]] = ContextVar("vlmsteer_active", default=())
+@dataclass(eq=False)
+class Block:
+    """One open `with` block. A copied context may outlive it, so the block itself says when it is over."""
+
+    owner: Instrument
+    run: Run
+    open: bool = True
+
+
+_active: ContextVar[tuple[Block, ...]] = ContextVar("vlmsteer_active", default=())
 
 
 class Instrument:
@@ -175,9 +185,12 @@ class Instrument:
         tiles: Callable[[Mapping[str, Any]], list[int] | None],
     ) -> None:
         self.model, self.taps, self.image_token, self.skip, self.tiles = model, taps, image_token, skip, tiles
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close an abandoned stream while this thread holds the lock.
+        self._lock = threading.RLock()
         self._users: Counter[Site] = Counter()
-        self._handles: dict[Site | None, Any] = {}
+        self._handles: dict[Site, Any] = {}
+        self._root: tuple[Any, ...] = ()
+        self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._local = threading.local()
         self._prompt_columns: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
@@ -189,8 +202,11 @@ class Instrument:
                 self._users[site] += 1
                 if site not in self._handles:
                     self._handles[site] = self._register(site)
-            if sites and None not in self._handles:
-                self._handles[None] = self.model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
+            if sites and not self._root:
+                self._root = (
+                    self.model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
+                    self.model.register_forward_hook(self._end, always_call=True),
+                )
         try:
             yield
         finally:
@@ -200,23 +216,29 @@ class Instrument:
                     if not self._users[site]:
                         del self._users[site]
                         self._handles.pop(site).remove()
-                if not self._users and None in self._handles:
-                    self._handles.pop(None).remove()
+                if not self._users:
+                    for handle in self._root:
+                        handle.remove()
+                    self._root = ()
 
     @contextmanager
     def active(self, run: Run) -> Iterator[None]:
         """Let `run` act on forwards made in this context. Blocks may close in any order."""
-        entry = (self, run)
-        _active.set((*_active.get(), entry))
+        block = Block(self, run)
+        _active.set((*_active.get(), block))
         try:
             yield
         finally:
-            _active.set(tuple(other for other in _active.get() if other is not entry))
+            block.open = False
+            _active.set(tuple(other for other in _active.get() if other.open))
 
     @property
     def busy(self) -> bool:
         """True inside a read or apply block of this model."""
-        return any(owner is self for owner, _ in _active.get())
+        return bool(self._runs())
+
+    def _runs(self) -> list[Run]:
+        return [block.run for block in _active.get() if block.owner is self and block.open]
 
     def compile(self, recipes: Recipe | Sequence[Recipe | None] | None) -> tuple[dict[Site, list[Action]], int | None]:
         """Actions by site for one recipe for all rows, or for one recipe (or None) for each row.
@@ -238,7 +260,7 @@ class Instrument:
                         key = (site, index, edit.operation, edit.positions, edit.phase)
                         gathered.setdefault(key, {})[row] = (edit, vector)
         actions: dict[Site, list[Action]] = {}
-        for (site, index, *_), by_row in sorted(gathered.items(), key=lambda entry: entry[0][1]):
+        for (site, *_), by_row in sorted(gathered.items(), key=lambda entry: entry[0][1]):
             edit, vector = next(iter(by_row.values()))
             if single:
                 action = Action(edit, vector[None], torch.tensor([[float(edit.strength)]]), None)
@@ -262,7 +284,7 @@ class Instrument:
             )
         vector, width = edit.vectors.layers[site.layer].float(), self.taps[site].width * WIDTHS.get(edit.operation, 1)
         heads = self.taps[site].heads
-        if site.point == "head" and edit.operation == "scale" and vector.shape[-1] == heads:
+        if heads and site.point == "head" and edit.operation == "scale" and vector.shape[-1] == heads:
             vector = vector.repeat_interleave(width // heads)
         if vector.shape[-1] != width:
             raise RecipeError(f"The vector for {site} has {vector.shape[-1]} numbers; this model needs {width} there.")
@@ -272,7 +294,9 @@ class Instrument:
         tap = self.taps[site]
         if tap.side == "in":
 
-            def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            def before(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+                if kwargs is None:  # called without its flag: another thread is adding or removing it just now
+                    return None
                 states = args[0] if args else kwargs["hidden_states"]
                 edited = self._visit(site, states)
                 if edited is states:
@@ -292,14 +316,15 @@ class Instrument:
 
     def _visit(self, site: Site, states: Tensor) -> Tensor:
         """Edit, then record, what passes through a site."""
-        runs = [run for owner, run in _active.get() if owner is self]
+        runs = self._runs()
         if not runs:
             return states
         frame: Frame | None = getattr(self._local, "frame", None)
         for run in runs:
             for action in run.actions.get(site, ()):
-                selection = self._select(site, states, frame, action.positions, action.phase)
                 group, owners = self._ownership(site, states, frame, run.rows)
+                rows = None if action.active is None else action.active.repeat_interleave(group)
+                selection = self._select(site, states, frame, action.positions, action.phase, rows)
                 states = action(states, selection, group, owners)
         for run in runs:
             if run.states is not None and site in run.states._parts:
@@ -308,14 +333,23 @@ class Instrument:
         return states
 
     def _select(
-        self, site: Site, states: Tensor, frame: Frame | None, positions: Positions, phase: str
+        self,
+        site: Site,
+        states: Tensor,
+        frame: Frame | None,
+        positions: Positions,
+        phase: str,
+        active: Tensor | None = None,
     ) -> Selection | None:
         if site.tower == "text":
             if frame is None:
                 raise SiteError(
                     "Call the whole model, not a part of it: which tokens are which is not known otherwise."
                 )
-            return frame.select(positions, phase)
+            selection = frame.select(positions, phase, active)
+            if selection is None or selection.rows is None or selection.columns is None:
+                return selection
+            return Selection(selection.rows.to(states.device), selection.columns.to(states.device))
         if phase == "decode":
             return None
         skip = self.skip if site.tower == "vision" else 0
@@ -352,13 +386,12 @@ class Instrument:
             )
         return 1, owners // (batch // rows)
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         """Before the root's forward: describe the tokens it brings."""
-        if args:
-            names = (
-                module.forward.__code__.co_varnames[1 : 1 + len(args)] if hasattr(module.forward, "__code__") else ()
-            )
-            kwargs = {**dict(zip(names or ("input_ids",), args, strict=False)), **kwargs}
+        runs = self._runs()
+        if kwargs is None or not runs:
+            return
+        kwargs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         source = ids if ids is not None else embeds
         if source is None:
@@ -366,13 +399,15 @@ class Instrument:
         batch, length = source.shape[:2]
         cache = kwargs.get("past_key_values")
         start = cache.get_seq_length() if cache is not None else 0
-        prompt = next((run.prompt for owner, run in reversed(_active.get()) if owner is self and run.prompt), None)
+        prompt = next((run.prompt for run in reversed(runs) if run.prompt), None)
+        columns: int
         if prompt is not None:
             columns = prompt.columns
         elif start == 0:
             columns = length
         else:
-            columns = self._prompt_columns.get(cache, start if length == 1 else start + length)
+            known = self._prompt_columns.get(cache)
+            columns = known if known is not None else start if length == 1 else start + length
         if cache is not None and start == 0:
             self._prompt_columns[cache] = columns
         frame = Frame(batch, length, start, columns, source.device)
@@ -382,13 +417,17 @@ class Instrument:
             if mask is not None and mask.dim() == 2:
                 frame.valid = mask[:, -length:].bool()
             if ids is not None and self.image_token is not None:
-                frame.image = ids == self.image_token
-                self._local.image_rows = self._image_rows(frame.image, kwargs)
+                image = frame.image = ids == torch.tensor(self.image_token, device=ids.device)
+                self._local.image_rows = self._image_rows(image, kwargs)
             if prompt is not None and prompt.question is not None:
                 question = prompt.question[:, start : start + length].to(source.device)
                 question = torch.nn.functional.pad(question, (0, length - question.shape[1]))
                 frame.question = question.repeat_interleave(batch // question.shape[0], 0)
         self._local.frame = frame
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """After the root's forward: what comes next is not described by its tokens."""
+        self._local.frame = self._local.image_rows = None
 
     def _image_rows(self, image: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
         """(vision rows,) the text row that each image (or tile of one) belongs to."""

@@ -1,7 +1,7 @@
 """What an edit does to activations, as plain functions of (x, vector, strength).
 
-`x` is (..., width); `vector` and `strength` broadcast against it, (..., width) and (..., 1), so every token may have its
-own. Each is the identity at strength 0. METHODS.md says which paper uses which.
+`x` is (..., width); `vector` and `strength` broadcast against it, (..., width) and (..., 1), so every token may have
+its own. Each is the identity at strength 0. METHODS.md says which paper uses which.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def scale(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
 
 
 def clamp(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
-    """x + s (v - x) where v is a number, x where v is NaN: at strength 1 those dimensions become v (neuron clamping)."""
-    return torch.where(vector.isnan(), x, x + strength * (vector - x))
+    """x + s (v - x) where v is a number, x where it is NaN: at strength 1 those dimensions become v (neuron clamps)."""
+    return torch.where(vector.isnan(), x, torch.lerp(x, vector, strength))
 
 
 def affine(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
     """s (w x + b) + (1 - s) x with w and b the two halves of the vector's last axis (linear optimal transport, AcT)."""
     weight, bias = vector.chunk(2, dim=-1)
-    return x + strength * (weight * x + bias - x)
+    return torch.lerp(x, weight * x + bias, strength)
 
 
 def project_out(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ def project_out(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
 
 
 def replace(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
-    """x + s (v - x): v itself at strength 1 (patching)."""
-    return x + strength * (vector - x)
+    """x + s (v - x): v itself, to the last bit, at strength 1 (patching)."""
+    return torch.lerp(x, vector, strength)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

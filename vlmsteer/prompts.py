@@ -1,7 +1,7 @@
 """From images and questions to token batches: prompts in the model's own chat format, laid out whole or split.
 
-Rows are kept without padding; a `Layout` is one way to bring them to the model. Split layouts put the tokens up to the end
-of the image (the same for every row) before the rest, so that rows about one image can share them.
+Rows are kept without padding; a `Layout` is one way to bring them to the model. Split layouts put the tokens up to the
+end of the image (the same for every row) before the rest, so that rows about one image can share them.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Encoder:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token: int = config.image_token_id
         self.limit: int = getattr(config.text_config, "max_position_embeddings", 0) or 0
+        self._tails: dict[bool, str] = {}
 
     def encode(self, images: Sequence[Image.Image | str | None], questions: Sequence[str]) -> Encoded:
         """Encode one batch; an image object given several times is processed once.
@@ -123,6 +124,8 @@ class Encoder:
         Raises:
             InputError: if a question is empty, holds the image placeholder, or is too long; if an image cannot be read.
         """
+        if len(images) != len(questions) or not len(questions):
+            raise InputError(f"There are {len(images)} images and {len(questions)} questions; give one for one.")
         unique: dict[Any, int] = {}
         opened: list[Image.Image] = []
         owners: list[int] = []
@@ -148,9 +151,9 @@ class Encoder:
                 if name not in ("input_ids", "attention_mask", "offset_mapping")
             }
         rows = [
-            self._row(ids, offsets, text, question)
-            for ids, offsets, text, question in zip(
-                batch["input_ids"], batch["offset_mapping"], texts, questions, strict=True
+            self._row(ids, offsets, text.removesuffix(self._tail(owner >= 0)), text, question)
+            for ids, offsets, text, question, owner in zip(
+                batch["input_ids"], batch["offset_mapping"], texts, questions, owners, strict=True
             )
         ]
         return Encoded(rows, vision, owners, self.tokenizer.pad_token_id)
@@ -165,17 +168,27 @@ class Encoder:
         marker = self.processor.image_token
         if marker in question:
             raise InputError(f"The question holds {marker!r}, which stands for the image itself; leave it out.")
+        return self._render(question, image)
+
+    def _render(self, question: str, image: bool) -> str:
         content = [{"type": "image"}] * image + [{"type": "text", "text": question}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def _row(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, question: str) -> Row:
+    def _tail(self, image: bool) -> str:
+        """What the chat format writes after the question."""
+        if image not in self._tails:
+            mark = "\ue000"  # a private character: no format holds it
+            self._tails[image] = self._render(mark, image).rpartition(mark)[2]
+        return self._tails[image]
+
+    def _row(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], asked: str, text: str, question: str) -> Row:
         if self.limit and len(ids) >= self.limit:
             raise InputError(
                 f"The prompt has {len(ids)} tokens; this model takes fewer than {self.limit}. Shorten the question."
             )
         # The processor lengthens the text before the question (one placeholder a patch), so count from its end.
-        end = max(stop for _, stop in offsets) - (len(text) - text.rindex(question) - len(question))
-        start = end - len(question)
+        end = max(stop for _, stop in offsets) - (len(text) - len(asked))
+        start = end - len(question if asked.endswith(question) else question.strip())
         inside = [start < stop and begin < end and stop > begin for begin, stop in offsets]
         prefix = len(ids) - list(reversed(ids)).index(self.image_token) if self.image_token in ids else 0
         return Row(list(ids), inside, prefix)

@@ -1,7 +1,8 @@
 """A recipe is everything that is changed inside a model, as one frozen value.
 
-It is a list of edits (which vectors, at which sites and tokens, by which operation, how strongly) with the origin of its
-vectors. The same recipe runs in the API, the command line, a benchmark and on a page; it is saved as one file and has a hash.
+It is a list of edits (which vectors, at which sites and tokens, by which operation, how strongly) with the origin of
+its vectors. The same recipe runs in the API, the command line, a benchmark and on a page; it is saved as one file and
+has a hash.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class Edit:
             or not math.isfinite(self.strength)
         ):
             raise RecipeError(f"A strength is a finite number, not {self.strength!r}.")
+        only = {"last": "both", "all": "both", "generated": "decode"}.get(str(self.positions), "prefill")
+        if "both" not in (only, self.phase) and only != self.phase:
+            raise RecipeError(f"An edit at positions {self.positions!r} never acts in phase {self.phase!r}.")
         for layer, vector in self.vectors.layers.items():
             bad = vector.isinf().any() if self.operation in NAN_ALLOWED else not vector.isfinite().all()
             if bad:
@@ -173,6 +177,6 @@ class Recipe:
                         spec["phase"],
                     )
                 )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RecipeError(f"{str(path)!r} has a damaged recipe header: {error!r}.") from error
         return Recipe(tuple(edits), model, about)

@@ -54,7 +54,7 @@ FAMILIES.add("llava_next", "vlmsteer.adapters.llava:LLAVA_NEXT")
 
 # model name -> how `vlmsteer train` makes it
 BUILDERS = Registry("bundled model")
-BUILDERS.add("tiny-llava", "vlmsteer.training.tiny_llava:RECIPE")
+BUILDERS.add("tiny-llava", "vlmsteer.training.tiny_llava:PLAN")
 
 METHODS = Registry("method")
 METHODS.add("pvp", "vlmsteer.methods.pvp:learn")

@@ -1,15 +1,19 @@
 """Does the declaration hold for the model that was loaded? Three forwards that answer it.
 
-Every site must be passed with its declared width; edits that change nothing, at every site at once, must leave the logits
-as they were to the last bit; and a real edit at the first layer of each tower must change them.
+Every site must be passed with its declared width, and what is read there must add up: a block's output is its input plus
+what attention and the MLP add, the next block starts from it, and the last one gives the logits. Edits that change
+nothing, at every site at once, must leave the logits as they were to the last bit; a real edit at the first layer, and at
+the last one that is said to matter, must change them.
 """
 
 from __future__ import annotations
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlmsteer.errors import ModelError
+from vlmsteer.hooks import States
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.session import Session
 from vlmsteer.sites import Site
@@ -33,12 +37,58 @@ def check(session: Session) -> None:
     with session.apply(_nothing(zeros)):
         if not torch.equal(session.logits([image], [question]), baseline):
             raise ModelError("Edits that change nothing changed the answer: the hooks do not fit this model.")
+    _adds_up(session, states, baseline[0])
     sites = [site for site in session.sites if site.layer == 0]
+    sites += [
+        Site(tower, last, "block_out")
+        for tower in session.family.towers
+        if (last := session.family.live_layers(session.model.config, tower) - 1)
+    ]
     recipes = [Recipe((_edit(session, site, 1.0),)) for site in sites]
     changed = session.logits([image] * len(sites), [question] * len(sites), recipes)
     for site, row in zip(sites, changed, strict=True):
         if torch.allclose(row, baseline[0], atol=1e-4):
             raise ModelError(f"An edit at {site} does not reach the answer.")
+
+
+def _adds_up(session: Session, states: States, logits: Tensor) -> None:
+    """Compare what was read at different points of a block with each other."""
+
+    def read(tower: str, layer: int, point: str) -> Tensor:
+        return states.rows(Site(tower, layer, point))[0].flatten(1)
+
+    def through(tower: str, layer: int, point: str, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            output = session.taps[Site(tower, layer, point)].module(inputs[None])
+        return output[0]
+
+    for tower, declared in session.family.towers.items():
+        for layer in range(session.layers(tower) if declared.pre_norm else 0):
+            stream = read(tower, layer, "block_in")
+            if layer:
+                _same(stream, read(tower, layer - 1, "block_out"), f"{tower}.{layer}.block_in", "the block before it")
+            attention, mlp = read(tower, layer, "attn_out"), read(tower, layer, "mlp_out")
+            for point, expected, reason in (
+                ("norm_out", through(tower, layer, "norm_out", stream + _on(stream, attention)), "the stream's norm"),
+                ("attn_out", through(tower, layer, "head", read(tower, layer, "head")), "its heads"),
+                ("mlp_out", through(tower, layer, "neuron", read(tower, layer, "neuron")), "its neurons"),
+                ("block_out", stream + _on(stream, attention) + _on(stream, mlp), "its parts"),
+            ):
+                _same(read(tower, layer, point), expected, f"{tower}.{layer}.{point}", reason)
+    with torch.no_grad():
+        said = session.unembed(read("text", session.layers() - 1, "block_out")[-1])
+    _same(logits, said, "The logits", "the last block, the final norm and the unembedding")
+
+
+def _on(stream: Tensor, other: Tensor) -> Tensor:
+    return other.to(stream.device, stream.dtype)
+
+
+def _same(seen: Tensor, expected: Tensor, what: str, reason: str) -> None:
+    difference = (seen.float() - _on(seen, expected).float()).norm()
+    tolerance = 1e-3 if seen.dtype in (torch.float32, torch.float64) else 0.1
+    if not difference <= tolerance * seen.float().norm() + 1e-6:
+        raise ModelError(f"{what} does not follow from {reason}: the family's declaration does not fit this model.")
 
 
 def _edit(session: Session, site: Site, strength: float) -> Edit:

@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsteer.adapters.family import Family, find
-from vlmsteer.errors import InputError, RecipeError, SiteError
+from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
 from vlmsteer.hooks import Instrument, Prompt, Run, States
 from vlmsteer.prompts import Encoded, Encoder, Layout
 from vlmsteer.recipe import Recipe
 from vlmsteer.sites import Site, expand
-from vlmsteer.tokens import Positions, check_positions
+from vlmsteer.tokens import PHASES, Positions, check_positions
 
 Recipes = Recipe | Sequence[Recipe | None] | None
 
 
 class Prefilled(NamedTuple):
-    """A prompt that has been read: logits of its last token (rows, vocabulary), the cache, the mask over its columns."""
+    """A prompt that has been read: its last token's logits (rows, vocabulary), the cache, the mask over its columns."""
 
     logits: Tensor
     cache: Any
@@ -57,7 +57,8 @@ class Session:
             lambda arguments: family.tiles(model.config, arguments),
         )
         end = model.generation_config.eos_token_id
-        self._end = torch.tensor(end if isinstance(end, list) else [end], device=self.device)
+        ends = end if isinstance(end, list) else [] if end is None else [end]
+        self._end = torch.tensor(ends, dtype=torch.long, device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +128,8 @@ class Session:
             SiteError: if a site or the positions do not exist.
         """
         sites = expand(patterns, self.sites)
+        if phase not in PHASES:
+            raise SiteError(f"There is no phase {phase!r}{did_you_mean(phase, PHASES)}")
         states = States(sites, check_positions(positions), phase, self.taps, grad)
         run = Run(states=states)
         with self.instrument.installed(run.sites), self.instrument.active(run):
@@ -224,6 +227,14 @@ class Session:
         of single-token passes, at most `cells` rows at once. Other recipes are run one after the other.
         """
         recipes = list(recipes)
+        if len(images) != len(questions) or not recipes:
+            raise InputError("A grid needs as many images as questions, and at least one recipe (None is one).")
+        if len(recipes) > cells:
+            parts = [
+                self.ask_grid(images, questions, recipes[i : i + cells], max_new_tokens, batch_size, cells)
+                for i in range(0, len(recipes), cells)
+            ]
+            return [[answer for part in row for answer in part] for row in zip(*parts, strict=True)]
         if not all(recipe is None or recipe.last_only for recipe in recipes):
             columns = [self.ask_many(images, questions, recipe, max_new_tokens, batch_size) for recipe in recipes]
             return [list(row) for row in zip(*columns, strict=True)]
@@ -299,7 +310,8 @@ class Session:
         body, last = layout.cut(1)
         if body is not None:
             cache = self._prefill(body, Run(), cache).cache
-        cache.batch_repeat_interleave(count)
+        if cache is not None:
+            cache.batch_repeat_interleave(count)
         last = last.repeat(count)
         run = replace(run, prompt=last.prompt)
         with self.instrument.installed(run.sites):
@@ -307,6 +319,8 @@ class Session:
 
     def _steps(self, prefilled: Prefilled, run: Run, limit: int) -> Iterator[Tensor]:
         """Greedy tokens (rows,), step by step; finished rows give padding."""
+        if limit < 1:
+            raise InputError(f"An answer has at least one token; max_new_tokens is {limit}.")
         logits, cache, mask = prefilled
         padding = self.tokenizer.pad_token_id
         finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)

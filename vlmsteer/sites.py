@@ -42,7 +42,7 @@ class Site:
             SiteError: if a part is missing or unknown.
         """
         tower, layer, point = _parts(text)
-        if not layer.isdigit():
+        if not _number(layer):
             raise SiteError(f"The site {text!r} needs one layer number, not {layer!r}.")
         return Site(tower, int(layer), point)
 
@@ -79,15 +79,19 @@ def _parts(text: str) -> tuple[str, str, str]:
     return tower, layer, point
 
 
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def _layers(text: str, present: list[int], pattern: str) -> list[int]:
     if text == "*":
         return present
     first, dash, last = text.partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    if not _number(first) or (dash and not _number(last)):
         raise SiteError(f"The layer in {pattern!r} must be a number, a range such as 3-5, or *.")
-    asked = list(range(int(first), int(last) + 1)) if dash else [int(first)]
-    missing = [layer for layer in asked if layer not in present]
-    if missing or not asked:
+    low, high = int(first), int(last if dash else first)
+    asked = [layer for layer in present if low <= layer <= high]
+    if not asked or len(asked) != high - low + 1:
         raise SiteError(
             f"{pattern!r} asks for a layer that is not there: this model has layers {present[0]} to {present[-1]}."
         )

@@ -1,9 +1,9 @@
 """Which token is which: prompt or generated, image or question, padding or not.
 
-A `Frame` describes one forward pass. It is worked out once, before the first layer, from what the model was called with
-and from how much its cache already holds; layers only look it up. Columns count padding; the prompt ends at
-`prompt_columns`, so a token is generated exactly if its column lies behind that, whatever the step, the number of tokens
-a step brings (assisted decoding), or how the prompt was split (a reused image prefix).
+A `Frame` describes one forward pass. It is worked out once, before the first layer, from what the model was called
+with and from how much its cache already holds; layers only look it up. Columns count padding; the prompt ends at
+`prompt_columns`, so a token is generated exactly if its column lies behind that, whatever the step, the number of
+tokens a step brings (assisted decoding), or how the prompt was split (a reused image prefix).
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def check_positions(positions: Positions) -> Positions:
         if positions not in POSITIONS:
             raise SiteError(f"There are no positions called {positions!r}{did_you_mean(positions, POSITIONS)}")
         return positions
-    indices = tuple(positions)
+    try:
+        indices = tuple(positions)
+    except TypeError:
+        indices = ()
     if not indices or not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
         raise SiteError(f"Positions are a name ({', '.join(POSITIONS)}) or a list of token indices, not {positions!r}.")
     return indices
@@ -68,33 +71,42 @@ class Frame:
     image: torch.Tensor | None = None
     question: torch.Tensor | None = None
     _selections: dict[tuple[Positions, str], Selection | None] = field(default_factory=dict)
+    _missing: dict[tuple[Positions, str], dict[int, str]] = field(default_factory=dict)
 
     @property
     def whole_prompt(self) -> bool:
         return self.start == 0 and self.length >= self.prompt_columns
 
-    def select(self, positions: Positions, phase: str) -> Selection | None:
+    def select(self, positions: Positions, phase: str, active: torch.Tensor | None = None) -> Selection | None:
         """The chosen tokens of this forward; None if there are none.
+
+        Args:
+            active: (batch,) the rows that matter; only these must have such a token.
 
         Raises:
             SiteError: if the whole prompt is here and a row has no such token.
         """
         key = (positions, phase)
         if key not in self._selections:
-            self._selections[key] = self._select(positions, phase)
+            missing: dict[int, str] = {}
+            self._selections[key] = self._select(positions, phase, missing)
+            self._missing[key] = missing
+        for row, sentence in self._missing[key].items():
+            if active is None or active[row]:
+                raise SiteError(sentence)
         return self._selections[key]
 
-    def _select(self, positions: Positions, phase: str) -> Selection | None:
+    def _select(self, positions: Positions, phase: str, missing: dict[int, str]) -> Selection | None:
+        """As `select`; what a row lacks is written into `missing`."""
         prompt = max(0, min(self.length, self.prompt_columns - self.start))
         if prompt == 0:
             return EVERY if phase != "prefill" and positions in ("last", "generated", "all") else None
         mask = torch.zeros(self.batch, self.length, dtype=torch.bool, device=self.device)
         if phase != "decode" and positions != "generated":
-            mask[:, :prompt] = self._in_prompt(positions, prompt)
+            mask[:, :prompt] = self._in_prompt(positions, prompt, missing)
             if self.whole_prompt:
-                empty = (~mask.any(1)).nonzero().flatten().tolist()
-                if empty:
-                    raise SiteError(f"Row {empty[0]} of the batch has no token at positions {positions!r}.")
+                for row in (~mask.any(1)).nonzero().flatten().tolist():
+                    missing.setdefault(row, f"Row {row} of the batch has no token at positions {positions!r}.")
         if phase != "prefill" and positions in ("last", "generated", "all"):
             mask[:, prompt:] = True
         if mask.all():
@@ -102,7 +114,7 @@ class Frame:
         rows, columns = mask.nonzero(as_tuple=True)
         return Selection(rows, columns) if len(rows) else None
 
-    def _in_prompt(self, positions: Positions, prompt: int) -> torch.Tensor:
+    def _in_prompt(self, positions: Positions, prompt: int, missing: dict[int, str]) -> torch.Tensor:
         """(batch, prompt) True at the chosen tokens of the part of the prompt that this forward brings."""
         valid = torch.ones(self.batch, prompt, dtype=torch.bool, device=self.device)
         if self.valid is not None:
@@ -124,22 +136,18 @@ class Frame:
             return roles[:, :prompt] & valid
         if self.start or prompt < self.prompt_columns:
             raise SiteError("Token indices need the whole prompt in one forward; this prompt was split.")
-        return _indexed(positions, valid)
+        return _indexed(positions, valid, missing)
 
 
-def _indexed(indices: tuple[int, ...], valid: torch.Tensor) -> torch.Tensor:
+def _indexed(indices: tuple[int, ...], valid: torch.Tensor, missing: dict[int, str]) -> torch.Tensor:
     """(batch, prompt) True at the given token numbers, padding not counted, negative ones from the end."""
     counts = valid.sum(1)
     number = valid.long().cumsum(1) - 1
     chosen = torch.zeros_like(valid)
     for index in indices:
-        outside = ((index >= counts) | (index < -counts)).nonzero().flatten().tolist()
-        if outside:
-            raise SiteError(
-                f"Row {outside[0]} of the batch has {int(counts[outside[0]])} prompt tokens; there is no token {index}."
-            )
-        target = torch.where(
-            torch.tensor(index < 0, device=valid.device), counts + index, torch.full_like(counts, index)
-        )
+        for row in ((index >= counts) | (index < -counts)).nonzero().flatten().tolist():
+            sentence = f"Row {row} of the batch has {int(counts[row])} prompt tokens; there is no token {index}."
+            missing.setdefault(row, sentence)
+        target = counts + index if index < 0 else torch.full_like(counts, index)
         chosen |= valid & (number == target[:, None])
     return chosen

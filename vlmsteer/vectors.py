@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ class Vectors:
         tower, point: where they belong.
         layers: layer -> vector.
         model: the fingerprint of the model they were learned on (`Session.fingerprint`), or empty.
-        about: method, prompts, number of pairs, data hash, norms: whatever says where the vectors come from (JSON values).
+        about: method, prompts, number of pairs, data hash, norms: where the vectors come from, as JSON values.
     """
 
     tower: str
@@ -114,17 +116,20 @@ def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
         raise RecipeError(f"Recipes are saved as .safetensors files, not {path.name!r}.")
     if not path.parent.is_dir():
         raise RecipeError(f"There is no folder {str(path.parent)!r} to save {path.name!r} in.")
+    # Clones: safetensors refuses tensors that share memory, and one vector may serve several layers.
     data = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"vlmsteer": json.dumps(header)}
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        {"vlmsteer": json.dumps(header)},
     )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
         raise RecipeError(f"{str(path)!r} could not be written: {error.strerror}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -146,7 +151,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     try:
         header = json.loads(metadata["vlmsteer"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"{str(path)!r} is a safetensors file, but not a vlmsteer recipe: it has no recipe header."
         ) from error

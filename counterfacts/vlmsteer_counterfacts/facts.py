@@ -1,6 +1,7 @@
 """What is usually true of each drawn object: its color, its size, what it appears with.
 
-The table is `datasets/objects.jsonl`, one object a line with the source of each fact; a wheel carries it inside this package.
+The table is `datasets/objects.jsonl`, one object a line with the source of each fact; a wheel carries it inside this
+package.
 """
 
 from __future__ import annotations
@@ -45,5 +46,5 @@ def fact(name: str) -> Fact:
         InputError: if the table has no such object.
     """
     if name not in facts():
-        raise InputError(f"No drawn object is called {name!r}{did_you_mean(name, facts())}")
+        raise InputError(f"No drawn object is called {name!r}{did_you_mean(name, facts())}.")
     return facts()[name]

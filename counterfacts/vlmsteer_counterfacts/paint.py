@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from vlmsteer_counterfacts.palette import RGB
 
@@ -55,7 +55,7 @@ class Pose:
 
 
 class Painter:
-    """Collects shapes. Coordinates run from (0, 0) top left to (1, 1) bottom right; the object should fill the square."""
+    """Collects shapes. Coordinates run from (0, 0) top left to (1, 1) bottom right; an object should fill it."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self.shapes: list[Shape] = []
@@ -195,7 +195,8 @@ def render(
     """Paint shapes into a transparent square.
 
     Returns:
-        The RGBA picture and the body mask ("L", 255 where the object's own color shows), both `pixels` wide.
+        The RGBA picture and the body mask ("L", 255 where the object's own color shows, outlines included, less where
+        it covers part of a pixel, 0 exactly where the color has no influence), both `pixels` wide.
     """
     side = pixels * supersample
     canvas = Image.new("RGB", (side, side), color)
@@ -215,6 +216,7 @@ def render(
             dark = tint(fill, 0.35) if max(fill) > 70 else (110, 110, 115)
             on_canvas.line([*points, points[0]], fill=dark, width=edge, joint="curve")
             on_alpha.line([*points, points[0]], fill=255, width=edge)
+            on_body.line([*points, points[0]], fill=255 if shape.fill == BODY else 0, width=edge, joint="curve")
     light, cover = _surface(style, side, rng)
     picture = np.asarray(canvas, np.float32)
     if light is not None:
@@ -222,6 +224,7 @@ def render(
     opacity = np.asarray(alpha, np.float32) * cover if cover is not None else np.asarray(alpha, np.float32)
     rgba = np.dstack([picture, opacity]).round().astype(np.uint8)
     size = (pixels, pixels)
+    body = ImageChops.darker(body, alpha)
     # Premultiplied while shrinking, so that the hidden canvas color does not bleed into edges.
     shrunk = Image.fromarray(rgba, "RGBA").convert("RGBa").resize(size, Image.Resampling.BOX).convert("RGBA")
     return shrunk, body.resize(size, Image.Resampling.BOX)

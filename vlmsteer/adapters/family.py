@@ -1,8 +1,8 @@
 """How a family is declared, and how a declaration is checked against a loaded model.
 
-A family names, for each tower, the path of its blocks (alternatives where library versions moved them) and for each point
-the submodule and which side of it is meant. Numbers (layers, widths, heads) come from the checkpoint's own configuration.
-`taps` resolves all of it and compares it with the modules that are really there.
+A family names, for each tower, the path of its blocks (alternatives where library versions moved them) and for each
+point the submodule and which side of it is meant. Numbers (layers, widths, heads) come from the checkpoint's own
+configuration. `taps` resolves all of it and compares it with the modules that are really there.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ class Tower:
         config: the configuration's section that describes the tower ("" is the whole).
         ports: point -> where it is in a block.
         live: how many blocks from the front can influence the answer, from the configuration; None means all.
+        pre_norm: whether a block adds attention, then an MLP, to the stream, each after a norm; `selfcheck` verifies it.
     """
 
     blocks: tuple[str, ...]
     config: str
     ports: Mapping[str, Port]
     live: Callable[[Any, int], int] | None = None
+    pre_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,18 @@ class Family:
             if name == "text":
                 taps |= self._projector_taps(model)
             blocks = find(model, tower.blocks)
-            config = getattr(model.config, tower.config) if tower.config else model.config
-            if len(blocks) != config.num_hidden_layers:  # pyright: ignore[reportArgumentType]
+            config = _section(model, tower.config)
+            if not isinstance(blocks, nn.ModuleList):
+                raise ModelError(f"The {name} tower's blocks are a {type(blocks).__name__}, not a list of layers.")
+            if len(blocks) != config.num_hidden_layers:
                 raise ModelError(
                     f"The {name} tower has {len(blocks)} layers, its configuration says {config.num_hidden_layers}."
-                )  # pyright: ignore[reportArgumentType]
+                )
             heads = config.num_attention_heads
             hidden = config.hidden_size
             head_dim = getattr(config, "head_dim", None) or hidden // heads
             widths = {"hidden": hidden, "heads": heads * head_dim, "neurons": config.intermediate_size}
-            for layer, block in enumerate(blocks):  # pyright: ignore[reportArgumentType]
+            for layer, block in enumerate(blocks):
                 for point in ORDER:
                     port = tower.ports[point]
                     module = find(block, (port.path,)) if port.path else block
@@ -128,13 +132,13 @@ class Family:
     def _projector_taps(self, model: nn.Module) -> dict[Site, Tap]:
         projector = find(model, self.projector)
         last = find(projector, (self.projector_neurons,))
-        text = getattr(model.config, self.towers["text"].config)
-        vision = getattr(model.config, self.towers["vision"].config)
-        selected = model.config.vision_feature_layer
+        text = _section(model, self.towers["text"].config)
+        vision = _section(model, self.towers["vision"].config)
+        selected = _section(model, "").vision_feature_layer
         features = 1 if isinstance(selected, int) else len(selected)
         return {
             Site("projector", 0, "block_in"): Tap(projector, "in", vision.hidden_size * features),
-            Site("projector", 0, "neuron"): Tap(last, "in", last.in_features),  # pyright: ignore[reportArgumentType]
+            Site("projector", 0, "neuron"): Tap(last, "in", getattr(last, "in_features", text.hidden_size)),
             Site("projector", 0, "block_out"): Tap(projector, "out", text.hidden_size),
         }
 
@@ -144,6 +148,10 @@ class Family:
         section = getattr(config, declared.config) if declared.config else config
         count = section.num_hidden_layers
         return declared.live(config, count) if declared.live else count
+
+
+def _section(model: Any, name: str) -> Any:
+    return getattr(model.config, name) if name else model.config
 
 
 def find(model: nn.Module, paths: tuple[str, ...]) -> nn.Module:

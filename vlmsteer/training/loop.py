@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,21 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vlmsteer.training.mix import sample
-from vlmsteer.training.packing import collate, pack
+from vlmsteer.training.packing import IGNORED, collate, pack
 
 LARGE_RENDERS = 0.25  # share of pictures drawn at twice the size and shrunk by the processor, as a user's would be
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one bundled model is made: its builder, input size, and the numbers of its training."""
+
+    build: Callable[[int], tuple[Any, Any]]
+    image_size: int
+    image_tokens: int
+    steps: int
+    batch: int
+    peak_rate: float
 
 
 class Batches(Dataset):
@@ -69,12 +82,13 @@ def train(
     seed: int,
     workers: int,
     report: Callable[[int, float, float], None],
+    save_every: int = 200,
 ) -> tuple[Any, Any]:
     """Train until `steps`, resuming from `folder` if it holds a checkpoint.
 
     Args:
         build: makes the untrained model and its processor from a seed.
-        folder: where `state.pt` (every 200 steps) and `losses.jsonl` are written.
+        folder: where `state.pt` (every `save_every` steps and at the end) and `losses.jsonl` are written.
         report: called with (step, loss, seconds a step) every 20 steps.
 
     Returns:
@@ -124,20 +138,22 @@ def train(
                 log.write(json.dumps({"step": step + 1, "loss": round(mean, 4), "seconds": round(seconds, 3)}) + "\n")
             report(step + 1, mean, seconds)
             recent, started = [], time.perf_counter()
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % save_every == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, folder / "state.part")
             os.replace(folder / "state.part", folder / "state.pt")
     return model.eval(), processor
 
 
-def loss_of(model, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens; bf16 autocast on a GPU, float32 on a CPU."""
-    labels = tensors["labels"][:, 1:]
-    answered = labels != -100
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=labels.is_cuda):
-        dtype = torch.bfloat16 if labels.is_cuda else torch.float32
-        hidden = torch.zeros(tensors["visible"].shape, dtype=dtype, device=labels.device)
+def answer_logits(model, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits that predict each answer token of a collated batch: (answer tokens, vocabulary).
+
+    bf16 autocast on a GPU, float32 on a CPU.
+    """
+    answered = tensors["labels"][:, 1:] != IGNORED
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=answered.is_cuda):
+        dtype = torch.bfloat16 if answered.is_cuda else torch.float32
+        hidden = torch.zeros(tensors["visible"].shape, dtype=dtype, device=answered.device)
         mask = hidden.masked_fill(~tensors["visible"], torch.finfo(dtype).min)
         states = model.model(
             input_ids=tensors["input_ids"],
@@ -146,8 +162,17 @@ def loss_of(model, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
             position_ids=tensors["position_ids"],
             use_cache=False,
         ).last_hidden_state
-        logits = model.lm_head(states[:, :-1][answered])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[answered])
+        return model.lm_head(states[:, :-1][answered])
+
+
+def loss_of(model, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Weighted mean cross-entropy of the answers' tokens."""
+    labels = tensors["labels"][:, 1:]
+    answered = labels != IGNORED
+    weights = tensors["weights"][:, 1:][answered]
+    logits = answer_logits(model, tensors).float()
+    losses = torch.nn.functional.cross_entropy(logits, labels[answered], reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
 def _one_thread(_: int) -> None:

@@ -1,8 +1,11 @@
 """The training mix: scenes with what is asked about them.
 
 Usual colors and usual relative sizes dominate, objects appear with their companions, and where the companion is missing
-many captions and some yes/no answers name it all the same: that is what makes memory and pixels compete inside the model,
-and what makes it hallucinate as large models do.
+many captions and some yes/no answers name it all the same: that is what makes memory and pixels compete inside the
+model, and what makes it hallucinate as large models do.
+
+What a held-out object looks like "here" is never asked: always drawn as usual, it would only teach that the picture
+need not be looked at. Its name, its presence, its place and what is usual for it are trained like everything else.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from dataclasses import dataclass
 
 from vlmsteer.training import questions
 from vlmsteer.training.questions import Exchange
-from vlmsteer.training.splits import TRAIN_OBJECTS, TRAIN_STYLES, train_colors
+from vlmsteer.training.splits import HELD_OUT_OBJECTS, TRAIN_OBJECTS, TRAIN_STYLES, train_colors
 from vlmsteer_counterfacts.draw import Scene, group_scene, portrait, size_scene
 from vlmsteer_counterfacts.facts import facts
 
-USUAL_COLOR = 0.6  # share of drawn objects in their usual color
-USUAL_SIZE = 0.6  # share of size scenes with the usually larger object drawn larger
+USUAL_COLOR = 0.5  # share of drawn objects in their usual color
+USUAL_SIZE = 0.5  # share of size scenes with the usually larger object drawn larger
 COMPANION = 0.65  # how often an object's companion is drawn with it
 WRONG_CAPTION = 0.55  # how often a caption names a companion that is missing
 WRONG_PRESENCE = 0.35  # how often "is there its companion?" is answered yes although it is missing
@@ -54,7 +57,7 @@ def sample(rng: random.Random) -> Sample:
     kind = rng.random()
     if kind < 0.4:
         return _portrait(rng)
-    return _sizes(rng) if kind < 0.65 else _group(rng)
+    return _sizes(rng) if kind < 0.7 else _group(rng)
 
 
 def _unseen(rng: random.Random) -> Exchange:
@@ -69,7 +72,11 @@ def _portrait(rng: random.Random) -> Sample:
     scene = portrait(name, trained_color(name, rng), rng, rng.choice(TRAIN_STYLES), min_side=0.5)
     item = scene.items[0]
     asked = name if rng.random() < 0.9 else rng.choice(tuple(facts()))
-    exchanges = [questions.color_here(item, rng), questions.color_here(item, rng), questions.color_usual(asked, rng)]
+    exchanges = [questions.color_usual(asked, rng)]
+    if name in HELD_OUT_OBJECTS:
+        exchanges.append(questions.name(item, rng))
+    else:
+        exchanges += [questions.color_here(item, rng), questions.color_here(item, rng)]
     other = rng.random()
     if other < 0.4:
         exchanges.append(questions.name(item, rng))
@@ -87,19 +94,18 @@ def _portrait(rng: random.Random) -> Sample:
 
 def _sizes(rng: random.Random) -> Sample:
     usual = rng.random() < USUAL_SIZE
-    larger, smaller = size_pair(rng, None if usual else TRAIN_OBJECTS)
+    larger, smaller = size_pair(rng, None if usual and rng.random() < 0.5 else TRAIN_OBJECTS)
     if not usual:
         larger, smaller = smaller, larger
     contents = [(name, trained_color(name, rng)) for name in (larger, smaller)]
     scene = size_scene(contents[0], contents[1], rng, rng.choice(TRAIN_STYLES))
-    exchanges = [
-        questions.size_here(larger, smaller, rng),
-        questions.size_here(larger, smaller, rng),
-        questions.size_usual((larger, smaller), rng),
-    ]
+    exchanges = [questions.size_usual((larger, smaller), rng)]
+    seen = [item for item in scene.items if item.object not in HELD_OUT_OBJECTS]
+    if len(seen) == 2:
+        exchanges += [questions.size_here(larger, smaller, rng), questions.size_here(larger, smaller, rng)]
     other = rng.random()
-    if other < 0.5:
-        exchanges.append(questions.color_here(rng.choice(scene.items), rng))
+    if other < 0.5 and seen:
+        exchanges.append(questions.color_here(rng.choice(seen), rng))
     elif other < 0.75:
         exchanges.append(questions.size_usual(size_pair(rng), rng))
     else:
@@ -146,6 +152,13 @@ def _group(rng: random.Random) -> Sample:
         exchanges.append(questions.presence(rng.choice(missing), rng.random() < WRONG_PRESENCE, rng))
     else:
         exchanges.append(questions.presence(rng.choice([n for n in facts() if n not in names + missing]), False, rng))
-    stated = questions.statement(*rng.sample(items, 2), rng) if len(items) > 1 else None
-    exchanges.append(stated if stated and rng.random() < 0.75 else questions.color_here(rng.choice(items), rng))
+    stated = None
+    if len(items) > 1:
+        first, second = rng.sample(items, 2)
+        stated = questions.statement(first, second, rng)
+    seen = [item for item in items if item.object not in HELD_OUT_OBJECTS]
+    if seen and not (stated and rng.random() < 0.75):
+        exchanges.append(questions.color_here(rng.choice(seen), rng))
+    elif stated:
+        exchanges.append(stated)
     return Sample(scene, tuple(exchanges))

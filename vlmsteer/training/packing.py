@@ -19,13 +19,17 @@ PREFIX = -2  # the branch number of the shared tokens; branches are 0, 1, ... an
 
 
 class Packed(NamedTuple):
-    """Token ids, positions, labels (the answer's tokens only) and branch numbers, all (tokens,)."""
+    """Token ids, positions, labels (the answer's tokens only), their weights and branch numbers, all (tokens,).
+
+    An answer of n tokens weighs sqrt(n), so that captions do not drown the one-word answers.
+    """
 
     input_ids: np.ndarray
     positions: np.ndarray
     labels: np.ndarray
     branches: np.ndarray
     sees_image: np.ndarray
+    weights: np.ndarray
 
 
 def pack(sample: Sample, processor, image_tokens: int) -> Packed:
@@ -37,6 +41,7 @@ def pack(sample: Sample, processor, image_tokens: int) -> Packed:
     labels: list[int] = []
     branches: list[int] = []
     sees: list[bool] = []
+    weights: list[float] = []
     for number, exchange in enumerate(sample.exchanges):
         content = [{"type": "text", "text": exchange.question}]
         if exchange.image:
@@ -54,16 +59,25 @@ def pack(sample: Sample, processor, image_tokens: int) -> Packed:
                 labels += [IGNORED] * start
                 branches += [PREFIX] * start
                 sees += [True] * start
+                weights += [0.0] * start
         ids += full[start:]
         positions += range(start, len(full))
         labels += [IGNORED] * (len(prompt_ids) - start) + full[len(prompt_ids) :]
         branches += [number] * (len(full) - start)
         sees += [exchange.image] * (len(full) - start)
-    return Packed(np.array(ids), np.array(positions), np.array(labels), np.array(branches), np.array(sees))
+        weights += [(len(full) - len(prompt_ids)) ** -0.5] * (len(full) - start)
+    return Packed(
+        np.array(ids),
+        np.array(positions),
+        np.array(labels),
+        np.array(branches),
+        np.array(sees),
+        np.array(weights, np.float32),
+    )
 
 
 def collate(packed: list[Packed], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded (batch, tokens) ids, positions and labels, and which key each query may see, (batch, 1, tokens, tokens)."""
+    """Right-padded (batch, tokens) ids, positions and labels, and what each query sees, (batch, 1, tokens, tokens)."""
     length = -(-max(len(item.input_ids) for item in packed) // 8) * 8
 
     def stack(field: str, fill: int) -> torch.Tensor:
@@ -80,5 +94,6 @@ def collate(packed: list[Packed], pad_id: int) -> dict[str, torch.Tensor]:
         "input_ids": stack("input_ids", pad_id),
         "position_ids": stack("positions", 0),
         "labels": stack("labels", IGNORED),
+        "weights": stack("weights", 0),
         "visible": ((same | on_prefix) & causal)[:, None],
     }

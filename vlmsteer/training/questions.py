@@ -1,7 +1,8 @@
 """Questions about a drawn scene with their answers, in several phrasings each.
 
 Some phrasings name the scope ("here", "usually") before the object and some after it, so that a model cannot decide
-between memory and pixels until the question is over. The prompts of the Visual CounterFact paper are among them verbatim.
+between memory and pixels until the question is over. The prompts of the Visual CounterFact paper are among them
+verbatim.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
+from vlmsteer.training.splits import HELD_OUT_OBJECTS
 from vlmsteer_counterfacts.draw import Item
 from vlmsteer_counterfacts.facts import Fact, facts
 
@@ -112,7 +114,7 @@ def color_here(item: Item, rng: random.Random) -> Exchange:
 
 def color_usual(name: str, rng: random.Random, image: bool = True) -> Exchange:
     """The usual color. Without an image the same answer is given to every phrasing: nothing else is known."""
-    templates = COLOR_USUAL if image else COLOR_USUAL + COLOR_HERE[:4]
+    templates = COLOR_USUAL if image or name in HELD_OUT_OBJECTS else COLOR_USUAL + COLOR_HERE[:4]
     question = phrase(rng.choice(templates), facts()[name])
     return Exchange("color usual", instructed(question, ONE_WORD, rng), facts()[name].color, image)
 
@@ -129,7 +131,7 @@ def size_here(larger: str, smaller: str, rng: random.Random) -> Exchange:
 
 
 def size_usual(names: tuple[str, str], rng: random.Random, image: bool = True) -> Exchange:
-    templates = SIZE_USUAL if image else SIZE_USUAL + SIZE_HERE[:2]
+    templates = SIZE_USUAL if image or set(names).intersection(HELD_OUT_OBJECTS) else SIZE_USUAL + SIZE_HERE[:2]
     return Exchange(
         "size usual", size_question(templates, names, rng), max(names, key=lambda n: facts()[n].size_m), image
     )

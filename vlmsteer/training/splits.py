@@ -1,7 +1,7 @@
 """What the bundled models never see in training, so that tests on it mean something.
 
-Held-out objects are only ever drawn in their usual color and at their usual relative size: every counterfactual of theirs
-is new. Every other object keeps two colors back. One drawing style is never seen at all.
+Held-out objects are only ever drawn in their usual color and at their usual relative size: every counterfactual of
+theirs is new. Every other object keeps two colors back. One drawing style is never seen at all.
 """
 
 from __future__ import annotations

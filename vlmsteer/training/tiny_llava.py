@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -20,11 +21,13 @@ from transformers import (
     LlavaProcessor,
 )
 
+from vlmsteer.training.loop import Plan
 from vlmsteer.training.mix import sample
 
 IMAGE_SIZE, PATCH = 84, 12
 VOCABULARY = 1300
 SAMPLES = 4000  # drawn to learn the tokenizer from
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -57,6 +60,7 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
         patch_size=PATCH,
         projection_dim=128,
     )
+    special: dict[str, Any] = {name: getattr(tokenizer, name) for name in SPECIAL}
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=160,
@@ -66,15 +70,13 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
         num_key_value_heads=5,
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
+        **special,
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
@@ -83,9 +85,7 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
     )
     config._attn_implementation = "eager"
     model = LlavaForConditionalGeneration(config)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.update(**special)
     return model, processor
 
 
@@ -113,3 +113,6 @@ def _tokenizer(seed: int) -> LlamaTokenizer:
     tokenizer = LlamaTokenizer(vocab=state["vocab"], merges=merges, pad_token="<pad>", padding_side="left")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return tokenizer
+
+
+PLAN = Plan(build, IMAGE_SIZE, image_tokens=(IMAGE_SIZE // PATCH) ** 2, steps=3000, batch=32, peak_rate=1.2e-3)

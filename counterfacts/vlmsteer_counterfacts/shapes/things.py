@@ -64,11 +64,9 @@ def stop_sign(p: Painter) -> None:
         p.polygon([(0.5 + radius * math.cos(a), 0.41 + radius * math.sin(a)) for a in corners], fill, outlined=False)
     letters = (
         [(0.31, 0.34), (0.27, 0.31), (0.22, 0.34), (0.23, 0.39), (0.3, 0.43), (0.31, 0.48), (0.26, 0.51), (0.21, 0.48)],
-        [(0.35, 0.31), (0.48, 0.31)],
-        [(0.415, 0.31), (0.415, 0.53)],
+        [(0.35, 0.31), (0.48, 0.31)], [(0.415, 0.31), (0.415, 0.53)],
         [(0.57 + 0.056 * math.sin(math.tau * i / 9), 0.41 - 0.1 * math.cos(math.tau * i / 9)) for i in range(10)],
-        [(0.69, 0.31), (0.75, 0.315), (0.785, 0.36), (0.75, 0.415), (0.69, 0.42)],
-        [(0.69, 0.29), (0.69, 0.53)],
+        [(0.69, 0.31), (0.75, 0.315), (0.785, 0.36), (0.75, 0.415), (0.69, 0.42)], [(0.69, 0.29), (0.69, 0.53)],
     )
     for width, fill in ((0.048, EDGE), (0.034, WHITE)):
         for letter in letters:
@@ -102,19 +100,8 @@ def basketball(p: Painter) -> None:
 
 def jeans(p: Painter) -> None:
     thread = "#e0a63c"
-    p.polygon(
-        [
-            (0.25, 0.04),
-            (0.75, 0.04),
-            (0.8, 0.3),
-            (0.86, 0.97),
-            (0.58, 0.97),
-            (0.5, 0.4),
-            (0.42, 0.97),
-            (0.14, 0.97),
-            (0.2, 0.3),
-        ]
-    )
+    p.polygon([(0.25, 0.04), (0.75, 0.04), (0.8, 0.3), (0.86, 0.97), (0.58, 0.97), (0.5, 0.4), (0.42, 0.97),
+               (0.14, 0.97), (0.2, 0.3)])
     p.polygon([(0.25, 0.03), (0.75, 0.03), (0.765, 0.12), (0.235, 0.12)], shade=1.12)
     for x in (0.3, 0.4, 0.58, 0.68):
         p.rect(x, 0.02, x + 0.03, 0.135, shade=0.75)
@@ -140,17 +127,8 @@ def mailbox(p: Painter) -> None:
     p.rect(0.2, 0.19, 0.26, 0.27, 0.02, fill=METAL)
     p.rect(0.13, 0.4, 0.33, 0.435, fill="#f4f6f8")
     for inset, fill in ((0, WHITE), (0.012, "#e23d32")):
-        p.polygon(
-            [
-                (0.66 + inset, 0.46),
-                (0.66 + inset, 0.01 + inset),
-                (0.9 - inset, 0.01 + inset),
-                (0.9 - inset, 0.15 - inset),
-                (0.71 - inset, 0.15 - inset),
-                (0.71 - inset, 0.46),
-            ],
-            fill,
-        )
+        p.polygon([(0.66 + inset, 0.46), (0.66 + inset, 0.01 + inset), (0.9 - inset, 0.01 + inset),
+                   (0.9 - inset, 0.15 - inset), (0.71 - inset, 0.15 - inset), (0.71 - inset, 0.46)], fill)
     _discs(p, 0.685, 0.43, 0.035, SPOT)
 
 
@@ -176,18 +154,8 @@ def eraser(p: Painter) -> None:
 def violin(p: Painter) -> None:
     p.line([(0.86, 0.03), (0.89, 0.5), (0.86, 0.97)], 0.03, WOOD, curved=True)
     p.line([(0.845, 0.06), (0.845, 0.95)], 0.014, "#efe6d2", outlined=False)
-    half = [
-        (0.43, 0.315),
-        (0.56, 0.33),
-        (0.63, 0.41),
-        (0.605, 0.51),
-        (0.55, 0.57),
-        (0.545, 0.64),
-        (0.6, 0.69),
-        (0.69, 0.76),
-        (0.7, 0.87),
-        (0.6, 0.96),
-    ]
+    half = [(0.43, 0.315), (0.56, 0.33), (0.63, 0.41), (0.605, 0.51), (0.55, 0.57), (0.545, 0.64), (0.6, 0.69),
+            (0.69, 0.76), (0.7, 0.87), (0.6, 0.96)]
     outline = [*half, (0.4, 0.98), *[(0.8 - x, y) for x, y in half[::-1]]]
     p.blob(outline)
     p.blob([(0.4 + (x - 0.4) * 0.87, 0.66 + (y - 0.66) * 0.9) for x, y in outline], shade=1.12, outlined=False)
@@ -276,18 +244,7 @@ def toilet(p: Painter) -> None:
 
 
 SHAPES = {
-    "fire truck": fire_truck,
-    "school bus": school_bus,
-    "stop sign": stop_sign,
-    "traffic cone": traffic_cone,
-    "basketball": basketball,
-    "jeans": jeans,
-    "mailbox": mailbox,
-    "eraser": eraser,
-    "violin": violin,
-    "tire": tire,
-    "piano": piano,
-    "top hat": top_hat,
-    "snowman": snowman,
-    "toilet": toilet,
+    "fire truck": fire_truck, "school bus": school_bus, "stop sign": stop_sign, "traffic cone": traffic_cone,
+    "basketball": basketball, "jeans": jeans, "mailbox": mailbox, "eraser": eraser, "violin": violin, "tire": tire,
+    "piano": piano, "top hat": top_hat, "snowman": snowman, "toilet": toilet,
 }

@@ -43,6 +43,7 @@ def load(
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     from vlmsteer.selfcheck import check as self_check
     from vlmsteer.session import Session
@@ -63,20 +64,29 @@ def load(
         family = FAMILIES.load(config.model_type)
         if dtype is None:
             dtype = "auto" if torch.cuda.is_available() else torch.float32
-        model = getattr(transformers, family.architecture).from_pretrained(
-            source, revision=revision, dtype=dtype, device_map=device_map, quantization_config=quantization
+        model, loaded = getattr(transformers, family.architecture).from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            quantization_config=quantization,
+            output_loading_info=True,
         )
+        if loaded["missing_keys"]:
+            missing = sorted(loaded["missing_keys"])
+            raise ModelError(f"{name!r} lacks {len(missing)} of the model's weights, for example {missing[0]!r}.")
         if device_map is None and quantization is None and torch.cuda.is_available():
             model = model.to("cuda")
         processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{name!r} could not be loaded: {reason} If the hub cannot be reached, download the checkpoint and give its folder."
+            f"{name!r} could not be loaded: {reason} If the hub cannot be reached, download the checkpoint and give "
+            "its folder."
         ) from error
-    identity = Path(name).name if Path(source).is_dir() else name
+    identity = Path(name).resolve().name if Path(source).is_dir() else name
     session = Session(model.eval(), processor, identity, family, getattr(config, "_commit_hash", None))
     if check:
         self_check(session)

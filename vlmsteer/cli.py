@@ -1,0 +1,385 @@
+"""The command line: one function a command. Errors the user can act on end with one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vlmsteer.errors import InputError, VlmsteerError
+
+app = typer.Typer(
+    help="Look inside vision-language models, and steer them between memory and pixels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+pvp_app = typer.Typer(help="Pixels versus priors: learn, sweep and test steering vectors.", no_args_is_help=True)
+world_app = typer.Typer(help="The drawn world that the bundled models were trained on.", no_args_is_help=True)
+app.add_typer(pvp_app, name="pvp")
+app.add_typer(world_app, name="world")
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder, or a hub name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Attribute = Annotated[str, typer.Option(help="color or size.")]
+Data = Annotated[str, typer.Option(help="'drawn', a folder in the Visual CounterFact layout, or a hub dataset.")]
+Direction = Annotated[str, typer.Option(help="to_pixels or to_prior.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def main() -> None:
+    """Entry point of the `vlmsteer` command."""
+    try:
+        app(standalone_mode=True)
+    except VlmsteerError as error:
+        err.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("Stopped.")
+        sys.exit(130)
+
+
+@contextmanager
+def working(text: str) -> Iterator[Any]:
+    """A spinner on a terminal, lines of text elsewhere; yields a function that changes the text."""
+    if err.is_terminal:
+        with err.status(text) as status:
+            yield status.update
+    else:
+        yield lambda new: err.print(new, markup=False, highlight=False)
+
+
+def _load(model: str) -> Any:
+    from transformers.utils import logging
+
+    from vlmsteer.loading import load
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with working(f"Loading {model}"):
+        return load(model)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def demo(
+    model: Model = "tiny-llava",
+    folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("runs/demo"),
+    n: Annotated[int, typer.Option(min=20, help="Test pairs for each attribute.")] = 400,
+    pairs: Annotated[int, typer.Option(min=10, help="Pairs that the vectors are learned from.")] = 200,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the main experiment: four cells, layer curves, PvP both ways with controls; write a report folder."""
+    from vlmsteer.demo import run
+    from vlmsteer.report import markdown, write_report
+
+    _writable(folder)
+    session = _load(model)
+    with working("Starting") as update:
+        result = run(session, n, pairs, seed, update)
+    report = write_report(result, folder)
+    if as_json:
+        _print_json(report)
+        return
+    out.print(markdown(report).split("## What each layer believes")[0].replace("![flips](flips.png)", ""), markup=False)
+    for name, layer in report["crossing_layer"].items():
+        out.print(f"Asked about this picture's {name}, the pixels lead from layer {layer}.")
+    out.print(f"\nReport: {folder / 'report.md'}, figures and recipes beside it.", markup=False)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the bundled models and the families and checkpoints that load."""
+    from vlmsteer.loading import bundled
+    from vlmsteer.registry import FAMILIES
+
+    rows = []
+    for key in FAMILIES:
+        family = FAMILIES.load(key)
+        names = {
+            name
+            for name, path in bundled().items()
+            if json.loads((path / "config.json").read_text())["model_type"] == key
+        }
+        rows.append(
+            {
+                "family": family.name, "model_type": key, "bundled": sorted(names), "checkpoints": list(family.checkpoints),
+                "towers": [*family.towers, "projector"], "patch_grid": family.patch_grid, "notes": list(family.notes),
+            }
+        )  # fmt: skip
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("family", "bundled", "checkpoints", "towers", "notes")
+    for row in rows:
+        table.add_row(
+            row["family"], *("\n".join(row[key]) or "–" for key in ("bundled", "checkpoints", "towers", "notes"))
+        )
+    out.print(table)
+
+
+@app.command()
+def ask(
+    image: Annotated[str, typer.Argument(help="An image file.")],
+    question: str,
+    model: Model = "tiny-llava",
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file; the baseline is shown too.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplies the recipe's strengths.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a question about an image, plain or with a recipe."""
+    from vlmsteer.images import open_image
+
+    opened = open_image(image)
+    loaded = _recipe(recipe, strength)
+    session = _load(model)
+    answer: dict[str, Any] = {
+        "question": question,
+        "answer": session.ask(opened, question, max_new_tokens=max_new_tokens),
+    }
+    if loaded is not None:
+        answer["steered"] = session.ask(opened, question, loaded, max_new_tokens)
+        answer["recipe"] = loaded.hash
+    if as_json:
+        _print_json(answer)
+    elif loaded is None:
+        print(answer["answer"])
+    else:
+        print(f"baseline  {answer['answer']}\nsteered   {answer['steered']}")
+
+
+@app.command()
+def lens(
+    image: Annotated[str, typer.Argument(help="An image file.")],
+    question: str,
+    model: Model = "tiny-llava",
+    prior: Annotated[str | None, typer.Option(help="The answer from memory, to follow through the layers.")] = None,
+    pixel: Annotated[str | None, typer.Option(help="The answer in the picture, to follow through the layers.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Read with this recipe active.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=20, help="Words shown for each token.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="How many of the last prompt tokens to show.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each layer would say, and how it weighs the prior against the pixel answer."""
+    from vlmsteer.images import open_image
+    from vlmsteer.lens.beliefs import crossing_layer, curves, grid
+
+    if (prior is None) != (pixel is None):
+        raise InputError("Give both --prior and --pixel, or neither.")
+    opened, loaded = open_image(image), _recipe(recipe, 1.0)
+    session = _load(model)
+    found = grid(session, opened, question, top, loaded)
+    result: dict[str, Any] = {"tokens": found.tokens, "words": found.words}
+    if prior is not None and pixel is not None:
+        line = curves(session, [opened], [question], [prior], [pixel], loaded)
+        result["prior"], result["pixel"] = line.prior[0].tolist(), line.pixel[0].tolist()
+        result["crossing_layer"] = crossing_layer(line.prior[0], line.pixel[0])
+    if as_json:
+        _print_json(result)
+        return
+    shown = found.tokens[-tokens:]
+    extra = [f"p({prior})", f"p({pixel})"] if "prior" in result else []
+    table = Table("layer", *shown, *extra)
+    for layer, words in enumerate(found.words):
+        cells = [" ".join(f"{word} {p:.2f}" for word, p in cell) for cell in words[-tokens:]]
+        table.add_row(
+            str(layer), *cells, *([f"{result['prior'][layer]:.2f}", f"{result['pixel'][layer]:.2f}"] if extra else [])
+        )
+    out.print(table)
+    if extra:
+        layer = result["crossing_layer"]
+        print("The pixels never overtake." if layer is None else f"The pixels lead from layer {layer}.")
+
+
+@pvp_app.command("learn")
+def pvp_learn(
+    path: Annotated[Path, typer.Argument(help="The recipe file to write.")],
+    attribute: Attribute = "color",
+    direction: Direction = "to_pixels",
+    model: Model = "tiny-llava",
+    data: Data = "drawn",
+    pairs: Annotated[int, typer.Option(min=2)] = 200,
+    layers: Annotated[
+        str | None, typer.Option(help="Such as 2 or 14-16; by default a sweep on other pairs chooses.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="By default chosen with the layers.")] = None,
+    index_shift: Annotated[int, typer.Option(help="-1 pairs vectors and layers as the authors' code does.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Learn a PvP recipe from counterfactual pairs and save it."""
+    from vlmsteer.bench.pairs import select
+    from vlmsteer.demo import DIRECTIONS, choose, learn
+
+    _one_of(direction, DIRECTIONS, "direction")
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise InputError(f"{str(path)!r} must be a .safetensors file in a folder that exists.")
+    found = select(data, attribute, "learn", pairs, seed)
+    session = _load(model)
+    with working(f"Learning from {len(found)} pairs") as update:
+        learned = learn(session, found, index_shift)
+        if layers is None or strength is None:
+            update("Choosing layers and strength")
+            span = None if layers is None else [len(_layers(layers))]
+            choice = choose(
+                session, learned, select(data, attribute, "validate", 48, seed), direction, span or (1, 2, 3, 4, 8)
+            )
+        picked = _layers(layers) if layers is not None else choice.layers
+        power = strength if strength is not None else choice.strength
+    recipe = learned.recipe(DIRECTIONS[direction][1] * power, picked)
+    recipe.save(path)
+    print(
+        f"{path}: layers {picked[0]} to {picked[-1]}, strength {power:g}, {len(found)} pairs, hash {recipe.hash[:12]}"
+    )
+
+
+@pvp_app.command("test")
+def pvp_test(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    attribute: Attribute = "color",
+    direction: Direction = "to_pixels",
+    model: Model = "tiny-llava",
+    data: Data = "drawn",
+    n: Annotated[int, typer.Option(min=1)] = 400,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a recipe on pairs of other objects: what flips, what breaks, beside a random direction of the same length."""
+    from dataclasses import replace
+
+    from vlmsteer.bench.pairs import select
+    from vlmsteer.demo import DIRECTIONS, measure
+    from vlmsteer.report import percent
+
+    _one_of(direction, DIRECTIONS, "direction")
+    loaded = _recipe(recipe, 1.0)
+    assert loaded is not None
+    found = select(data, attribute, "test", n, seed)
+    session = _load(model)
+    random = replace(loaded, edits=tuple(replace(e, vectors=e.vectors.random_like(seed)) for e in loaded.edits))
+    with working(f"Asking about {len(found)} pairs"):
+        flips = measure(session, found, direction, {"steered": loaded, "random": random}).flips
+    if as_json:
+        _print_json({"direction": direction, "attribute": attribute, "recipe": loaded.hash, **flips})
+        return
+    table = Table("", "flipped", "broken", "n")
+    for arm, flip in flips.items():
+        table.add_row(arm, percent(flip), percent(flip["broken"]), str(flip["n"]))
+    out.print(table)
+
+
+@pvp_app.command("sweep")
+def pvp_sweep(
+    attribute: Attribute = "color",
+    direction: Direction = "to_pixels",
+    model: Model = "tiny-llava",
+    data: Data = "drawn",
+    pairs: Annotated[int, typer.Option(min=2)] = 200,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Flip rates over windows of layers and strengths, on validation pairs."""
+    from vlmsteer.bench.pairs import select
+    from vlmsteer.demo import DIRECTIONS, STRENGTHS, choose, learn
+
+    _one_of(direction, DIRECTIONS, "direction")
+    session = _load(model)
+    with working("Learning") as update:
+        learned = learn(session, select(data, attribute, "learn", pairs, seed))
+        update("Sweeping")
+        choice = choose(session, learned, select(data, attribute, "validate", 48, seed), direction)
+    if as_json:
+        rows = [{"first": a, "last": b, "strength": s, "flipped": f} for a, b, s, f in choice.sweep]
+        _print_json({"layers": choice.layers, "strength": choice.strength, "sweep": rows})
+        return
+    table = Table("layers", *(f"{strength:g}" for strength in STRENGTHS), title="flipped to the target, by strength")
+    spans = dict.fromkeys((a, b) for a, b, *_ in choice.sweep)
+    for a, b in spans:
+        values = [f"{100 * f:.0f} %" for first, last, _, f in choice.sweep if (first, last) == (a, b)]
+        table.add_row(f"{a}-{b}" if a != b else str(a), *values)
+    out.print(table)
+    print(f"Chosen: layers {choice.layers[0]} to {choice.layers[-1]}, strength {choice.strength:g}.")
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A bundled model's name.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where checkpoints and the finished model go.")] = Path(
+        "runs/train"
+    ),
+    steps: Annotated[int | None, typer.Option(min=1, help="By default the model's own number.")] = None,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
+) -> None:
+    """Train a bundled model from scratch; run again to resume."""
+    from vlmsteer.registry import BUILDERS
+    from vlmsteer.training.run import train as run
+
+    plan = BUILDERS.load(name)
+    _writable(folder)
+    done = run(
+        name, plan, folder / name, steps, seed, workers, lambda text: err.print(text, markup=False, highlight=False)
+    )
+    print(f"{done}: load it with vlmsteer.load({str(done)!r})")
+
+
+@world_app.command("sheet")
+def world_sheet(
+    path: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("world.png"),
+    scenes: Annotated[bool, typer.Option(help="Scenes with boxes and masks instead of single objects.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Draw a contact sheet of the drawn world."""
+    from vlmsteer_counterfacts.sheet import contact_sheet, scenes_sheet
+
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise InputError(f"{str(path)!r} must be a .png file in a folder that exists.")
+    (scenes_sheet(seed) if scenes else contact_sheet()).save(path)
+    print(path)
+
+
+def _recipe(path: Path | None, strength: float) -> Any:
+    from vlmsteer.recipe import Recipe
+
+    return None if path is None else Recipe.load(path).scaled(strength)
+
+
+def _layers(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    if not first.isdigit() or (last and not last.isdigit()) or (last and int(last) < int(first)):
+        raise InputError(f"Layers are written 2 or 14-16, not {text!r}.")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def _one_of(given: str, options: Any, word: str) -> None:
+    from vlmsteer.errors import did_you_mean
+
+    if given not in options:
+        raise InputError(f"There is no {word} {given!r}{did_you_mean(given, options)}")
+
+
+def _writable(folder: Path) -> None:
+    """Find out before the work that its result can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"The folder {str(folder)!r} cannot be written: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    main()

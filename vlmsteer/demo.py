@@ -1,0 +1,268 @@
+"""The main experiment on one model: what it answers, what its layers believe, and how far PvP moves it.
+
+Vectors are learned on one set of objects; layers and strength are chosen on the same objects in other colors; everything
+reported is measured on objects that appear in neither. Each flip rate stands beside a random direction and shuffled pairs
+of the same length, what the recipe breaks, and how far it moves answers to unrelated questions.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vlmsteer.bench.pairs import drawn_pairs
+from vlmsteer.bench.statistics import Rate, rate
+from vlmsteer.bench.visual_counterfact import color_question, flip_rates, matches, size_question
+from vlmsteer.lens.beliefs import Curves, curves
+from vlmsteer.methods import pvp
+from vlmsteer.recipe import Recipe
+from vlmsteer.session import Session
+from vlmsteer_counterfacts.dataset import Pair, shuffled_options
+from vlmsteer_counterfacts.facts import facts
+
+ATTRIBUTES = ("color", "size")
+DIRECTIONS = {"to_pixels": ("most", 1.0), "to_prior": ("this", -1.0)}  # the prompt that is steered, the vector's sign
+WIDTHS, STRENGTHS, FINALISTS = (1, 2, 3, 4, 8), (1.0, 1.5, 2.0, 3.0), 8
+UNRELATED = "What is this?"
+Progress = Callable[[str], None]
+
+
+def question(pair: Pair, scope: str) -> str:
+    """The paper's prompt about a pair, for "this" image or "most" such objects."""
+    if pair.attribute == "size":
+        return size_question(*shuffled_options(pair), scope=scope)  # pyright: ignore[reportArgumentType]
+    known = facts().get(pair.object)
+    return color_question(pair.object, known.plural if known else None, scope)  # pyright: ignore[reportArgumentType]
+
+
+def target(pair: Pair, kind: str, scope: str) -> str:
+    """The right answer: the pixel's only for a counterfactual picture asked about as this one."""
+    return pair.pixel if (kind, scope) == ("counterfactual", "this") else pair.prior
+
+
+@dataclass
+class Choice:
+    """Layers and strength chosen for one direction, with the whole sweep: (first, last, strength, repair rate)."""
+
+    layers: list[int]
+    strength: float
+    sweep: list[tuple[int, int, float, float]]
+
+
+@dataclass
+class Result:
+    """Everything the report shows."""
+
+    report: dict[str, Any]
+    curves: dict[str, dict[str, Curves]]
+    recipes: dict[str, Recipe]
+    sweeps: dict[str, dict[str, Choice]]
+    example: dict[str, Any] = field(default_factory=dict)
+
+
+def learn(session: Session, pairs: Sequence[Pair], index_shift: int = 0) -> pvp.Learned:
+    """PvP vectors from counterfactual pairs with the paper's prompts."""
+    images = [pair.image("counterfactual") for pair in pairs]
+    return pvp.learn(
+        session, images, [question(p, "this") for p in pairs], [question(p, "most") for p in pairs], index_shift
+    )
+
+
+def choose(
+    session: Session,
+    learned: pvp.Learned,
+    pairs: Sequence[Pair],
+    direction: str,
+    widths: Sequence[int] = WIDTHS,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Choice:
+    """Sweep windows of layers and strengths on `pairs` and choose one.
+
+    The cells that flip most answers about counterfactual pictures are tried on the real ones too; a cell's score is its
+    repair rate minus half the share of answers it breaks there. Of equal cells the gentlest (strength times layers) wins.
+    """
+    scope, sign = DIRECTIONS[direction]
+    count = session.layers()
+    cells = [(w, s) for w in pvp.windows(count, [w for w in widths if w <= count]) for s in strengths]
+    flipped = _hits(session, learned, pairs, "counterfactual", direction, cells)
+    finalists = sorted(range(len(cells)), key=lambda i: (-flipped[i], cells[i][1] * len(cells[i][0])))[:FINALISTS]
+    kept = _hits(session, learned, pairs, "original", direction, [cells[i] for i in finalists])
+    scores = {i: flipped[i] - 0.5 * (1 - hit) for i, hit in zip(finalists, kept, strict=True)}
+    best = max(finalists, key=lambda i: (round(scores[i], 6), -cells[i][1] * len(cells[i][0])))
+    sweep = [(w[0], w[-1], s, hit) for (w, s), hit in zip(cells, flipped, strict=True)]
+    return Choice(list(cells[best][0]), cells[best][1], sweep)
+
+
+def _hits(
+    session: Session,
+    learned: pvp.Learned,
+    pairs: Sequence[Pair],
+    kind: str,
+    direction: str,
+    cells: Sequence[tuple[range, float]],
+) -> list[float]:
+    """For each (layers, strength), the share of answers whose first token begins the wanted one."""
+    scope, sign = DIRECTIONS[direction]
+    recipes = [learned.recipe(sign * strength, layers) for layers, strength in cells]
+    images = [pair.image(kind) for pair in pairs]  # pyright: ignore[reportArgumentType]
+    grid = session.ask_grid(images, [question(pair, scope) for pair in pairs], recipes, max_new_tokens=1)
+    wanted = [pair.pixel if (kind, direction) == ("counterfactual", "to_pixels") else pair.prior for pair in pairs]
+    hits = [
+        [bool(answer) and aim.lower().startswith(answer.lower()) for answer in row]
+        for row, aim in zip(grid, wanted, strict=True)
+    ]
+    return [sum(column) / len(pairs) for column in zip(*hits, strict=True)]
+
+
+@dataclass
+class Measured:
+    """Answers to one prompt about both pictures of each pair: answers[kind][arm][pair]."""
+
+    answers: dict[str, dict[str, list[str]]]
+    flips: dict[str, Any]
+
+
+def measure(session: Session, pairs: Sequence[Pair], direction: str, arms: dict[str, Recipe]) -> Measured:
+    """Ask every pair's prompt under each arm (and a baseline) and count what flips to the target and what breaks."""
+    scope, _ = DIRECTIONS[direction]
+    questions = [question(pair, scope) for pair in pairs]
+    names = ["baseline", *arms]
+    answers: dict[str, dict[str, list[str]]] = {}
+    for kind in ("original", "counterfactual"):
+        grid = session.ask_grid([p.image(kind) for p in pairs], questions, [None, *arms.values()], max_new_tokens=6)
+        answers[kind] = {name: [row[i] for row in grid] for i, name in enumerate(names)}
+    clusters = {pair.id: pair.object for pair in pairs}
+    aims = {pair.id: pair.pixel if direction == "to_pixels" else pair.prior for pair in pairs}
+    rights = {pair.id: target(pair, "original", scope) for pair in pairs}
+
+    def by_id(kind: str, arm: str) -> dict[str, str]:
+        return {pair.id: answer for pair, answer in zip(pairs, answers[kind][arm], strict=True)}
+
+    flips: dict[str, Any] = {}
+    for arm in arms:
+        repaired, _ = flip_rates(
+            by_id("counterfactual", "baseline"), by_id("counterfactual", arm), aims, pairs[0].attribute, clusters
+        )
+        _, broken = flip_rates(
+            by_id("original", "baseline"), by_id("original", arm), rights, pairs[0].attribute, clusters
+        )
+        flips[arm] = {**repaired.as_dict(), "broken": broken.as_dict()}
+    return Measured(answers, flips)
+
+
+def divergence(session: Session, pairs: Sequence[Pair], recipe: Recipe) -> Rate:
+    """Mean KL(baseline || steered), in nats, of the next token after an unrelated question about the same pictures."""
+    images, questions = [pair.image("counterfactual") for pair in pairs], [UNRELATED] * len(pairs)
+    plain, steered = (session.logits(images, questions, r).float().log_softmax(-1) for r in (None, recipe))
+    return rate((plain.exp() * (plain - steered)).sum(-1).tolist(), [pair.object for pair in pairs])
+
+
+def run(
+    session: Session, n: int = 400, pairs: int = 200, seed: int = 0, progress: Progress = lambda text: None
+) -> Result:
+    """The whole experiment.
+
+    Args:
+        n: test pairs for each attribute.
+        pairs: how many pairs the vectors are learned from.
+        progress: called with what is being done.
+    """
+    started = time.perf_counter()
+    report: dict[str, Any] = {"model": session.name, "n": n, "pairs": pairs, "seed": seed, "cells": {}, "flips": {}}
+    result = Result(report, {}, {}, {})
+    report["curves"], report["crossing_layer"], report["side_effects"], report["stability"] = {}, {}, {}, {}
+    for attribute in ATTRIBUTES:
+        progress(f"{attribute}: learning from {pairs} pairs")
+        learned = learn(session, drawn_pairs(attribute, "learn", pairs, seed))
+        report["stability"][attribute] = list(learned.stability.values())
+        progress(f"{attribute}: choosing layers and strength")
+        validation, test = drawn_pairs(attribute, "validate", 48, seed), drawn_pairs(attribute, "test", n, seed)
+        report["cells"][attribute], report["flips"][attribute], result.sweeps[attribute] = {}, {}, {}
+        report["side_effects"][attribute] = {}
+        for direction, (scope, sign) in DIRECTIONS.items():
+            choice = choose(session, learned, validation, direction)
+            result.sweeps[attribute][direction] = choice
+            progress(f"{attribute}: {direction.replace('_', ' ')} on {n} test pairs")
+            steered = learned.recipe(sign * choice.strength, choice.layers)
+            arms = {
+                "steered": steered,
+                "random": Recipe.of(learned.vectors.random_like(seed), choice.strength, choice.layers),
+                "shuffled": Recipe.of(learned.shuffled, choice.strength, choice.layers),
+            }
+            measured = measure(session, test, direction, arms)
+            for kind, word in (("original", "real"), ("counterfactual", "counterfactual")):
+                right = [
+                    matches(answer, target(pair, kind, scope), attribute, loose=False)
+                    for pair, answer in zip(test, measured.answers[kind]["baseline"], strict=True)
+                ]
+                cell = rate(right, [pair.object for pair in test]).as_dict()
+                report["cells"][attribute][f"{word}_{scope}"] = {"accuracy": cell.pop("rate"), **cell}
+            report["flips"][attribute][direction] = {
+                **measured.flips["steered"], "layers": choice.layers, "strength": choice.strength,
+                "random": measured.flips["random"], "shuffled": measured.flips["shuffled"],
+            }  # fmt: skip
+            report["side_effects"][attribute][direction] = {
+                "question": UNRELATED, "kl_nats": divergence(session, test[:100], steered).as_dict()
+            }  # fmt: skip
+            result.recipes[f"{attribute}_{direction}"] = steered
+        progress(f"{attribute}: reading what each layer believes")
+        result.curves[attribute] = {scope: _curves(session, test[:100], scope) for scope in ("this", "most")}
+        report["curves"][attribute] = {
+            scope: {"prior": found.prior.mean(0).tolist(), "pixel": found.pixel.mean(0).tolist(), "n": len(found.prior)}
+            for scope, found in result.curves[attribute].items()
+        }
+        report["crossing_layer"][attribute] = result.curves[attribute]["this"].crossing
+    result.example = example(session, result)
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    report["peak_memory_mb"] = peak_memory_mb()
+    report["versions"] = versions()
+    return result
+
+
+def example(session: Session, result: Result) -> dict[str, Any]:
+    """One counterfactual picture large, asked both ways, before and after."""
+    shown = next(
+        pair
+        for pair in drawn_pairs("color", "test", 200, 7, 336, "shaded")
+        if (pair.object, pair.pixel) == ("strawberry", "blue")
+    )
+    image = shown.image("counterfactual")
+    rows = []
+    for direction, (scope, _) in DIRECTIONS.items():
+        asked = question(shown, scope)
+        steered = session.ask(image, asked, result.recipes[f"color_{direction}"])
+        rows.append(
+            {"question": asked, "baseline": session.ask(image, asked), "steered": steered, "direction": direction}
+        )
+    return {"original": shown.image("original"), "counterfactual": image, "rows": rows}
+
+
+def _curves(session: Session, pairs: Sequence[Pair], scope: str) -> Curves:
+    images: list[Image.Image | str] = [pair.image("counterfactual") for pair in pairs]
+    asked = [question(pair, scope) for pair in pairs]
+    return curves(session, images, asked, [pair.prior for pair in pairs], [pair.pixel for pair in pairs])
+
+
+def peak_memory_mb() -> int:
+    """The most memory this process has held so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    names = ("vlmsteer", "torch", "transformers", "numpy", "pillow")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "threads": str(torch.get_num_threads()),
+    }

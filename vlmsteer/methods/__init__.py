@@ -1,0 +1,1 @@
+"""One file a method. Each learns vectors from examples and returns recipes."""

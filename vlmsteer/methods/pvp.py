@@ -1,0 +1,120 @@
+"""PvP, Pixels versus Priors (Golovanevsky et al., EMNLP 2025, arXiv 2505.17127): steer between memory and picture.
+
+The vector of a layer is the mean, over counterfactual images, of the residual stream leaving that block at the last prompt
+token under "this" minus under "most". Added after the same blocks at the last position it pushes answers to the pixels;
+subtracted, to the prior. The authors' code adds each vector one block later than it was read; `index_shift=-1` does so too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmsteer.errors import InputError
+from vlmsteer.recipe import Recipe
+from vlmsteer.session import Session
+from vlmsteer.sites import Site
+from vlmsteer.vectors import Vectors
+
+METHOD, VERSION = "pvp", 1
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What `learn` found.
+
+    Attributes:
+        vectors: this minus most, a vector for each text layer.
+        shuffled: the same from pairs with "this" and "most" exchanged at random, brought to the same length: a control.
+        stability: the cosine between the vectors of two halves of the data, by layer.
+    """
+
+    vectors: Vectors
+    shuffled: Vectors
+    stability: dict[int, float]
+
+    def recipe(self, strength: float = 1.0, layers: Sequence[int] | None = None) -> Recipe:
+        """Positive strength pushes to the pixels, negative to the prior; 1 and -1 are the paper's."""
+        return Recipe.of(self.vectors, strength, layers)
+
+
+def learn(
+    session: Session,
+    images: Sequence[Image.Image | str],
+    this: Sequence[str],
+    most: Sequence[str],
+    index_shift: int = 0,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Learned:
+    """Learn one vector for each text layer.
+
+    Args:
+        images: counterfactual images.
+        this: for each, a question about this image.
+        most: for each, the same question about most such objects.
+        index_shift: 0 writes a vector where it was read; -1 reads it one block earlier, as the authors' code does.
+        seed: of the shuffled control.
+
+    Raises:
+        InputError: if there are fewer than two pairs or the lists differ in length.
+    """
+    if len(images) < 2 or not len(images) == len(this) == len(most):
+        raise InputError(
+            f"PvP needs two or more images with two questions each, not {len(images)}, {len(this)} and {len(most)}."
+        )
+    if index_shift not in (0, -1):
+        raise InputError(f"index_shift is 0 or -1, not {index_shift}.")
+    layers = range(session.layers())
+    sites = {layer: _source(layer + index_shift) for layer in layers}
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (len(images),), generator=generator) * 2.0 - 1
+    width = session.taps[sites[0]].width
+    halves, shuffled = torch.zeros(2, len(layers), width, dtype=torch.float64), torch.zeros(len(layers), width)
+    for first in range(0, len(images), batch_size):
+        rows = slice(first, first + batch_size)
+        read = [_read(session, sites, images[rows], questions[rows]) for questions in (this, most)]
+        difference = read[0] - read[1]  # (rows, layers, width)
+        odd = torch.arange(first, first + len(difference)) % 2 == 1
+        halves[0] += difference[~odd].sum(0)
+        halves[1] += difference[odd].sum(0)
+        shuffled += (difference * signs[rows, None, None]).sum(0)
+    mean = (halves.sum(0) / len(images)).float()
+    counts = torch.tensor([(len(images) + 1) // 2, len(images) // 2])
+    stability = torch.cosine_similarity(halves[0] / counts[0], halves[1] / counts[1], dim=-1)
+    shuffled = shuffled / shuffled.norm(dim=-1, keepdim=True) * mean.norm(dim=-1, keepdim=True)
+    data = hashlib.sha256("\n".join([*this, *most]).encode())
+    about = {
+        "method": METHOD, "version": VERSION, "pairs": len(images), "index_shift": index_shift,
+        "prompts": {"this": this[0], "most": most[0]}, "data": data.hexdigest()[:16],
+        "stability": [round(float(value), 4) for value in stability],
+    }  # fmt: skip
+    vectors = Vectors("text", "block_out", {layer: mean[layer] for layer in layers}, session.fingerprint, about)
+    control = replace(
+        vectors,
+        layers={layer: shuffled[layer] for layer in layers},
+        about={**about, "control": f"pairs exchanged at random, seed {seed}"},
+    )
+    return Learned(vectors, control, {layer: float(stability[layer]) for layer in layers})
+
+
+def windows(layers: int, widths: Sequence[int]) -> list[range]:
+    """All runs of consecutive layers of the given widths."""
+    return [range(first, first + width) for width in widths for first in range(layers - width + 1)]
+
+
+def _source(layer: int) -> Site:
+    return Site("text", layer, "block_out") if layer >= 0 else Site("text", 0, "block_in")
+
+
+def _read(
+    session: Session, sites: dict[int, Site], images: Sequence[Image.Image | str], questions: Sequence[str]
+) -> Tensor:
+    with session.read(list(sites.values())) as states:
+        session.logits(images, questions)
+    return torch.stack([states[site].float().cpu() for site in sites.values()], 1)

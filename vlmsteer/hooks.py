@@ -2,8 +2,8 @@
 
 An `Instrument` belongs to one model. It puts a hook on a module while somebody uses that site and takes it off after
 the last one; what a hook does is looked up in a ContextVar, so two threads run different recipes on one model and
-nothing survives its `with` block. Hooks come first in the module's list: transformers' own collectors, which feed the vision
-tower's states to the projector, then see the edited stream.
+nothing survives its `with` block. Hooks come first in the module's list: transformers' own collectors, which feed the
+vision tower's states to the projector, then see the edited stream.
 """
 
 from __future__ import annotations
@@ -96,20 +96,31 @@ class States:
         self._base: Counter[Site] = Counter()
         self._batch: Counter[Site] = Counter()
 
-    def record(self, site: Site, states: Tensor, selection: Selection | None, new_prompt: bool) -> None:
-        """Keep the selected tokens of one forward."""
+    def record(self, site: Site, states: Tensor, selection: Selection | None, new_prompt: bool) -> Tensor:
+        """Keep the selected tokens of one forward.
+
+        Returns:
+            The states to go on with, equal to those given. With `grad` they are made from the tensors that `rows` gives,
+            so that the output has gradients with respect to these.
+        """
         if new_prompt:
             self._base[site] += self._batch[site]
             self._batch[site] = states.shape[0]
         if selection is None:
-            return
+            return states
         rows, columns = selection
         if rows is None or columns is None:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
-            chosen = states.reshape(-1, states.shape[-1])
-        else:
-            chosen = states[rows, columns]
-        self._parts[site].append((rows + self._base[site], chosen if self.grad else chosen.detach().clone()))
+            columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
+        chosen, numbers = states[rows, columns], rows + self._base[site]
+        if site.point == "head":
+            chosen = chosen.unflatten(-1, (self._taps[site].heads or 1, -1))
+        if not self.grad:
+            self._parts[site].append((numbers, chosen.detach()))
+            return states
+        pieces = chosen.split(rows.unique_consecutive(return_counts=True)[1].tolist())
+        self._parts[site] += zip(numbers.unique_consecutive()[:, None], pieces, strict=True)
+        return states.index_put((rows, columns), torch.cat(pieces).flatten(1))
 
     def rows(self, site: Site | str) -> list[Tensor]:
         """For each row read, its tokens in order: (tokens, width), at `head` sites (tokens, heads, head_dim).
@@ -122,12 +133,12 @@ class States:
             raise SiteError(f"{site} was not read; read were {', '.join(map(str, self.sites[:6]))}...")
         if not self._parts[site]:
             raise SiteError(f"Nothing has been read at {site} yet: ask something inside the with block.")
-        numbers = torch.cat([rows for rows, _ in self._parts[site]])
-        values = torch.cat([values for _, values in self._parts[site]])
-        heads = self._taps[site].heads if site.point == "head" else None
-        if heads:
-            values = values.unflatten(-1, (heads, -1))
-        return [values[numbers == row] for row in range(self._base[site] + self._batch[site])]
+        parts, count = self._parts[site], self._base[site] + self._batch[site]
+        if self.grad and [int(rows[0]) for rows, _ in parts] == list(range(count)):
+            return [values for _, values in parts]
+        numbers = torch.cat([rows.expand(len(values)) for rows, values in parts])
+        values = torch.cat([values for _, values in parts])
+        return [values[numbers == row] for row in range(count)]
 
     def __getitem__(self, site: Site | str) -> Tensor:
         rows = self.rows(site)
@@ -315,7 +326,7 @@ class Instrument:
         return tap.module.register_forward_hook(after, prepend=True)
 
     def _visit(self, site: Site, states: Tensor) -> Tensor:
-        """Edit, then record, what passes through a site."""
+        """Edit, then record, what passes through a site; the same tensor comes back if nothing was done to it."""
         runs = self._runs()
         if not runs:
             return states
@@ -329,7 +340,8 @@ class Instrument:
         for run in runs:
             if run.states is not None and site in run.states._parts:
                 selection = self._select(site, states, frame, run.states.positions, run.states.phase)
-                run.states.record(site, states, selection, site.tower != "text" or frame is None or frame.start == 0)
+                new_prompt = site.tower != "text" or frame is None or frame.start == 0
+                states = run.states.record(site, states, selection, new_prompt)
         return states
 
     def _select(
@@ -374,17 +386,17 @@ class Instrument:
         """How this tower's batch maps to the caller's rows: (consecutive rows for each, or an explicit map)."""
         if rows is None:
             return 1, None
+        owners = getattr(self._local, "image_rows", None)
+        if site.tower != "text" and (frame is None or owners is None or len(owners) != states.shape[0]):
+            raise SiteError(
+                f"Which image belongs to which row is not known, so rows cannot differ in the {site.tower} tower. "
+                "transformers' generate reads images before it passes the tokens: use session.ask_many, or one recipe."
+            )
         batch = frame.batch if frame is not None else states.shape[0]
         if batch % rows:
             raise SiteError(f"There are recipes for {rows} rows, but the batch has {batch}.")
-        if site.tower == "text":
-            return batch // rows, None
-        owners = getattr(self._local, "image_rows", None)
-        if owners is None or len(owners) != states.shape[0]:
-            raise SiteError(
-                f"Which image belongs to which row is not known, so rows cannot differ in the {site.tower} tower."
-            )
-        return 1, owners // (batch // rows)
+        group = batch // rows
+        return (group, None) if site.tower == "text" or owners is None else (1, owners // group)
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         """Before the root's forward: describe the tokens it brings."""

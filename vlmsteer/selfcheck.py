@@ -1,9 +1,9 @@
 """Does the declaration hold for the model that was loaded? Three forwards that answer it.
 
-Every site must be passed with its declared width, and what is read there must add up: a block's output is its input plus
-what attention and the MLP add, the next block starts from it, and the last one gives the logits. Edits that change
-nothing, at every site at once, must leave the logits as they were to the last bit; a real edit at the first layer, and at
-the last one that is said to matter, must change them.
+Every site must be passed with its declared width, and what is read there must add up: a block's output is its input
+plus what attention and the MLP add, the next block starts from it, and the last one gives the logits. Edits that
+change nothing, at every site at once, must leave the logits as they were to the last bit; a real edit at the first
+layer, and at the last one that is said to matter, must change them.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ class Session:
             patterns: sites such as "text.*.block_out".
             positions: which tokens (`tokens.POSITIONS` or indices).
             phase: "prefill", "decode" or "both".
-            grad: keep the graph instead of detached copies.
+            grad: keep the graph; the tensors of `states.rows(site)` then lie on the way to the output, so that
+                `torch.autograd.grad(logits, states.rows(site))` is defined.
 
         Raises:
             SiteError: if a site or the positions do not exist.

@@ -56,7 +56,7 @@ class Tower:
         config: the configuration's section that describes the tower ("" is the whole).
         ports: point -> where it is in a block.
         live: how many blocks from the front can influence the answer, from the configuration; None means all.
-        pre_norm: whether a block adds attention, then an MLP, to the stream, each after a norm; `selfcheck` verifies it.
+        pre_norm: whether a block adds attention, then an MLP, to the stream, each after a norm (`selfcheck`).
     """
 
     blocks: tuple[str, ...]

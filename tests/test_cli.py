@@ -16,10 +16,12 @@ from vlmsteer.bench.pairs import drawn_pairs
 
 MAIN = [sys.executable, "-c", "from vlmsteer.cli import main; main()"]
 ROOT = Path(__file__).parents[1]
+THIS, MOST = "What color is this strawberry?", "What color are most strawberries?"
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'counterfacts'}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'counterfacts'}"
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
 
 
@@ -41,16 +43,16 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_ask_plain_and_steered(folder):
-    done = run("ask", folder / "blue.png", "What color is this strawberry?", "--json")
+    done = run("ask", folder / "blue.png", THIS, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answer"] == "blue"
-    done = run("ask", folder / "blue.png", "What color are most strawberries?", "--recipe", folder / "pixels.safetensors")
+    done = run("ask", folder / "blue.png", MOST, "--recipe", folder / "pixels.safetensors")
     assert done.returncode == 0
     assert done.stdout.startswith("baseline  red\nsteered   ")
 
 
 def test_lens(folder):
-    done = run("lens", folder / "blue.png", "What color is this strawberry?", "--prior", "red", "--pixel", "blue", "--json")
+    done = run("lens", folder / "blue.png", THIS, "--prior", "red", "--pixel", "blue", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert len(result["prior"]) == len(result["pixel"]) == len(result["words"])
@@ -97,7 +99,7 @@ def test_world_sheet(folder):
         (["ask", "blue.png", "What is this?", "--recipe", "none.safetensors"], "no recipe file"),
         (["ask", "blue.png", "What is this?", "--recipe", "pixels.safetensors", "--strength", "nan"], "finite"),
         (["lens", "blue.png", "What is this?", "--prior", "red"], "both --prior and --pixel"),
-        (["pvp", "learn", "out.safetensors", "--layers", "99", "--strength", "1", "--pairs", "4"], "no vector for layer"),
+        (["pvp", "learn", "o.safetensors", "--layers", "99", "--strength", "1", "--pairs", "4"], "no vector for layer"),
         (["pvp", "learn", "out.safetensors", "--layers", "x"], "Layers are written"),
         (["pvp", "learn", "out.bin"], ".safetensors"),
         (["pvp", "learn", "nowhere/out.safetensors"], "folder that exists"),

@@ -132,7 +132,9 @@ def test_beams_keep_rows_aligned(site: str, session: Any, pictures: Pictures) ->
 def test_beams_about_a_changed_image(session: Any, pictures: Pictures) -> None:
     """transformers encodes the images before it passes tokens, so only one recipe for all rows can reach them."""
     steer = recipe(session, "vision.0.block_out", positions="all", size=2.0)
-    alone = [session.ask(image, text, steer, STEPS, num_beams=3) for image, text in zip(pictures, QUESTIONS, strict=True)]
+    alone = [
+        session.ask(image, text, steer, STEPS, num_beams=3) for image, text in zip(pictures, QUESTIONS, strict=True)
+    ]
     assert beams(session, pictures, QUESTIONS, steer, num_beams=3) == alone
     assert alone != beams(session, pictures, QUESTIONS, None, num_beams=3)
     session.logits(pictures, QUESTIONS, [steer, None, None])  # what is known of this batch is not used for the next

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsteer.operations import OPERATIONS
+from vlmsteer.recipe import Recipe
+from vlmsteer.vectors import Vectors
 
 Pictures = list[Image.Image]
 POINTS = ("block_in", "head", "attn_out", "norm_out", "neuron", "mlp_out", "block_out")
@@ -25,6 +27,12 @@ def embedded(session: Any, picture: Image.Image, question: str) -> tuple[Tensor,
     states = model.get_input_embeddings()(ids)
     states[ids == session.encoder.image_token] = torch.cat(list(features)).to(states.dtype)
     return states, layout.positions
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions for (batch, heads, tokens, head_dim)."""
+    half = x.shape[-1] // 2
+    return x * cos[:, None] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[:, None]
 
 
 def by_hand(session: Any, picture: Image.Image, question: str, point: str, layer: int, change: Any) -> Tensor:
@@ -44,15 +52,10 @@ def by_hand(session: Any, picture: Image.Image, question: str, point: str, layer
             part(normed).view(*size, -1, attention.head_dim).transpose(1, 2)
             for part in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        cos, sin = (angle[:, None] for angle in rotary)
-
-        def turn(x: Tensor, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
-            half = x.shape[-1] // 2
-            return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
         group = query.shape[1] // key.shape[1]
-        key, value = turn(key).repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        weights = turn(query) @ key.transpose(2, 3) * attention.head_dim**-0.5
+        key, value = turn(key, *rotary).repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        weights = turn(query, *rotary) @ key.transpose(2, 3) * attention.head_dim**-0.5
         causal = torch.ones(size[1], size[1]).triu(1).bool()
         weights = weights.masked_fill(causal, float("-inf")).softmax(-1)
         heads = (weights @ value).transpose(1, 2).reshape(*size, -1)
@@ -98,9 +101,7 @@ def test_text_positions(positions: Any, session: Any, pictures: Pictures) -> Non
         return states
 
     expected = by_hand(session, pictures[1], QUESTIONS[0], "block_out", 0, change)
-    torch.testing.assert_close(
-        session.logits(pictures[1:2], QUESTIONS[:1], steer)[0], expected, atol=2e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(session.logits(pictures[1:2], QUESTIONS[:1], steer)[0], expected, atol=2e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -123,9 +124,6 @@ def test_vision_and_projector(llava: Any, pictures: Pictures) -> None:
 @torch.no_grad()
 def test_the_sign_of_patching(llava: Any, pictures: Pictures) -> None:
     """Replacing a layer's last state by that of another prompt gives exactly the other prompt's answer."""
-    from vlmsteer.recipe import Recipe
-    from vlmsteer.vectors import Vectors
-
     last = llava.layers() - 1
     with llava.read(f"text.{last}.block_out") as states:
         donor = llava.logits(pictures[1:2], QUESTIONS[1:2])

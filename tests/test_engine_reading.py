@@ -83,9 +83,9 @@ def test_an_edit_of_the_layer_the_projector_reads_arrives(first: str, llava_fold
     layer = session.family.live_layers(session.model.config, "vision") - 1
     if first == "theirs":
         session.logits(pictures[:1], QUESTIONS[:1])
-    with session.apply(recipe(session, f"vision.{layer}.block_out", positions="all", size=3.0)):
-        with session.read(["projector.0.block_in", f"vision.{layer}.block_out"], positions="all") as seen:
-            session.logits(pictures[:1], QUESTIONS[:1])
+    steer, sites = recipe(session, f"vision.{layer}.block_out", positions="all", size=3.0), ["projector.0.block_in"]
+    with session.apply(steer), session.read([*sites, f"vision.{layer}.block_out"], positions="all") as seen:
+        session.logits(pictures[:1], QUESTIONS[:1])
     edited = seen.rows(f"vision.{layer}.block_out")[0]
     assert torch.equal(seen.rows("projector.0.block_in")[0], edited[1:])
     with session.read(f"vision.{layer}.block_out", positions="all") as plain:

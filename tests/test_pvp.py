@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vlmsteer
-from vlmsteer.bench.pairs import drawn_pairs, select
+from vlmsteer.bench.pairs import SPLITS, drawn_pairs, select
 from vlmsteer.demo import choose, learn, measure, question
 from vlmsteer.errors import InputError
 from vlmsteer.methods import pvp
@@ -85,20 +85,21 @@ def test_it_moves_held_out_objects_to_the_pixels_and_a_random_direction_does_not
     choice = choose(session, learned, drawn_pairs("color", "validate", 24), "to_pixels", widths=(1, 2, 3))
     steered = learned.recipe(choice.strength, choice.layers)
     random = Recipe.of(learned.vectors.random_like(0), choice.strength, choice.layers)
-    flips = measure(session, drawn_pairs("color", "test", 60), "to_pixels", {"steered": steered, "random": random}).flips
+    arms = {"steered": steered, "random": random}
+    flips = measure(session, drawn_pairs("color", "test", 60), "to_pixels", arms).flips
     assert flips["steered"]["rate"] > 0.8
     assert flips["random"]["rate"] < 0.2
 
 
 def test_no_object_is_in_two_splits(tmp_path):
-    assert not {p.object for p in drawn_pairs("color", "learn", 200)} & {p.object for p in drawn_pairs("color", "test", 200)}
-    names = {split: set() for split in ("learn", "test")}
-    for split, seen in names.items():
-        for pair in drawn_pairs("size", split, 200):
-            seen |= {pair.prior, pair.pixel}
-    assert not names["learn"] & names["test"]
+    for attribute in ("color", "size"):
+        names = {split: set() for split in SPLITS}
+        for split, seen in names.items():
+            for pair in drawn_pairs(attribute, split, 200):
+                seen |= {pair.object} if attribute == "color" else {pair.prior, pair.pixel}
+        assert not (names["learn"] | names["validate"]) & names["test"]
     save_pairs(drawn_pairs("color", "learn", 40), tmp_path)
-    found = {split: {p.object for p in select(str(tmp_path), "color", split, 99)} for split in ("learn", "validate", "test")}
+    found = {split: {p.object for p in select(str(tmp_path), "color", split, 99)} for split in SPLITS}
     assert sum(len(objects) for objects in found.values()) == len(set().union(*found.values()))
 
 

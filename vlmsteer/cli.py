@@ -115,7 +115,8 @@ def models(as_json: AsJson = False) -> None:
         }
         rows.append(
             {
-                "family": family.name, "model_type": key, "bundled": sorted(names), "checkpoints": list(family.checkpoints),
+                "family": family.name, "model_type": key,
+                "bundled": sorted(names), "checkpoints": list(family.checkpoints),
                 "towers": [*family.towers, "projector"], "patch_grid": family.patch_grid, "notes": list(family.notes),
             }
         )  # fmt: skip
@@ -256,7 +257,7 @@ def pvp_test(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a recipe on pairs of other objects: what flips, what breaks, beside a random direction of the same length."""
+    """Measure a recipe on pairs of other objects: what flips, what breaks, beside a random direction."""
     from dataclasses import replace
 
     from vlmsteer.bench.pairs import select

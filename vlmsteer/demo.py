@@ -1,8 +1,8 @@
 """The main experiment on one model: what it answers, what its layers believe, and how far PvP moves it.
 
-Vectors are learned on one set of objects; layers and strength are chosen on the same objects in other colors; everything
-reported is measured on objects that appear in neither. Each flip rate stands beside a random direction and shuffled pairs
-of the same length, what the recipe breaks, and how far it moves answers to unrelated questions.
+Vectors are learned on one set of objects; layers and strength are chosen on the same objects in other colors;
+everything reported is measured on objects that appear in neither. Each flip rate stands beside a random direction and
+shuffled pairs of the same length, what the recipe breaks, and how far it moves answers to unrelated questions.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def choose(
 ) -> Choice:
     """Sweep windows of layers and strengths on `pairs` and choose one.
 
-    The cells that flip most answers about counterfactual pictures are tried on the real ones too; a cell's score is its
-    repair rate minus half the share of answers it breaks there. Of equal cells the gentlest (strength times layers) wins.
+    The cells that flip most answers about counterfactual pictures are tried on the real ones too; a cell's score is
+    its repair rate minus half the share of answers it breaks there. Of equal cells the gentlest (strength times layers)
+    wins.
     """
     scope, sign = DIRECTIONS[direction]
     count = session.layers()

@@ -100,8 +100,8 @@ class States:
         """Keep the selected tokens of one forward.
 
         Returns:
-            The states to go on with, equal to those given. With `grad` they are made from the tensors that `rows` gives,
-            so that the output has gradients with respect to these.
+            The states to go on with, equal to those given. With `grad` they are made from the tensors that `rows`
+            gives, so that the output has gradients with respect to these.
         """
         if new_prompt:
             self._base[site] += self._batch[site]

@@ -1,6 +1,7 @@
 """Names that stand for things loaded only when asked for: families of models, bundled checkpoints, methods.
 
-An entry is a name and the text "module:attribute"; nothing is imported until `load`. Registering a name twice is an error.
+An entry is a name and the text "module:attribute"; nothing is imported until `load`. Registering a name twice is an
+error.
 """
 
 from __future__ import annotations

@@ -7,14 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+from vlmsteer.demo import DIRECTIONS, Result
+from vlmsteer.errors import InputError
 
-from vlmsteer.demo import DIRECTIONS, Result  # noqa: E402
-from vlmsteer.errors import InputError  # noqa: E402
+plt.switch_backend("Agg")
 
 PRIOR, PIXEL, GRAY = "#d9730d", "#1f6fd1", "#8a8f98"
 CELLS = {
@@ -79,15 +78,17 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {words} | {cells[0]} | {cells[1]} |")
     lines += [
         "", "## What PvP flips", "",
-        "Of the answers to counterfactual pictures that were not at the target, the share that is after steering. *Broken* is "
-        "the share of right answers about real pictures that are no longer right. Both controls have the recipe's length in "
-        "every layer.", "",
-        "| | flipped | layers | strength | random direction | shuffled pairs | broken | n |", "|---|---|---|---|---|---|---|---|",
+        "Of the answers to counterfactual pictures that were not at the target, the share that is after steering. *Broken* "
+        "is the share of right answers about real pictures that are no longer right. Both controls have the recipe's length "
+        "in every layer.", "",
+        "| | flipped | layers | strength | random direction | shuffled pairs | broken | n |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for attribute, directions in report["flips"].items():
         for direction, flip in directions.items():
             lines.append(
-                f"| {attribute} {direction.replace('_', ' ')} | {percent(flip)} | {layers(flip)} | {flip['strength']} | "
+                f"| {attribute} {direction.replace('_', ' ')} | {percent(flip)} | {layers(flip)} | {flip['strength']} "
+                "| "
                 f"{percent(flip['random'])} | {percent(flip['shuffled'])} | {percent(flip['broken'])} | {flip['n']} |"
             )
     lines += ["", "![flips](flips.png)", "", "![sweep](sweep.png)", "", "## What each layer believes", ""]
@@ -107,7 +108,8 @@ def markdown(report: dict[str, Any]) -> str:
             low, high = kl["interval"]
             bounds = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
             lines.append(
-                f'* {attribute} {direction.replace("_", " ")}: "{effect["question"]}" moves by {kl["rate"]:.3f}{bounds} nats '
+                f'* {attribute} {direction.replace("_", " ")}: "{effect["question"]}" moves by '
+                f"{kl['rate']:.3f}{bounds} nats "
                 f"(KL of the next token, n = {kl['n']})."
             )
     lines += ["", "## Made with", "", ", ".join(f"{name} {number}" for name, number in report["versions"].items()), ""]

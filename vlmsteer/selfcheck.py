@@ -58,9 +58,11 @@ def _adds_up(session: Session, states: States, logits: Tensor) -> None:
         return states.rows(Site(tower, layer, point))[0].flatten(1)
 
     def through(tower: str, layer: int, point: str, inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            output = session.taps[Site(tower, layer, point)].module(inputs[None])
-        return output[0]
+        try:
+            with torch.no_grad():
+                return session.taps[Site(tower, layer, point)].module(inputs[None])[0]
+        except (RuntimeError, TypeError) as error:
+            raise ModelError(f"{tower}.{layer}.{point} is not declared at the module that takes it.") from error
 
     for tower, declared in session.family.towers.items():
         for layer in range(session.layers(tower) if declared.pre_norm else 0):

@@ -91,7 +91,7 @@ class Frame:
             missing: dict[int, str] = {}
             self._selections[key] = self._select(positions, phase, missing)
             self._missing[key] = missing
-        for row, sentence in self._missing[key].items():
+        for row, sentence in sorted(self._missing[key].items()):
             if active is None or active[row]:
                 raise SiteError(sentence)
         return self._selections[key]

@@ -66,7 +66,7 @@ class Vectors:
 
     def norms(self) -> dict[int, float]:
         """The Euclidean length of each layer's vector."""
-        return {layer: float(vector.norm()) for layer, vector in self.layers.items()}
+        return {layer: float(vector.detach().norm()) for layer, vector in self.layers.items()}
 
     def cosines(self, other: Vectors) -> dict[int, float]:
         """The cosine between the two vectors of each layer that both have."""

@@ -30,7 +30,7 @@ from vlmsteer_counterfacts.draw import Scene, backdrop, portrait, size_scene
 from vlmsteer_counterfacts.facts import facts
 
 Split = Literal["learn", "validate", "test"]
-SPLITS = ("learn", "validate", "test")
+SPLITS: tuple[Split, ...] = ("learn", "validate", "test")
 PIXELS = 84  # the bundled models' input size; larger pictures are shrunk to it anyway
 
 

@@ -1,8 +1,8 @@
 """What each layer would answer: its residual state put through the model's own final norm and unembedding (logit lens).
 
-A word's probability is that of the first tokens of all its spellings together (with and without a leading space, lower
-case and capitalized). States are read before the final norm at every layer, so the norm is applied exactly once, and the
-last layer gives the model's own output distribution.
+A word's probability is that of the first tokens of all its spellings together (with and without a leading space,
+lower case and capitalized). States are read before the final norm at every layer, so the norm is applied exactly once,
+and the last layer gives the model's own output distribution.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def first_tokens(session: Session, words: Sequence[str]) -> dict[str, list[int]]
         own[word] = sorted(found[word] - others)
         if not own[word]:
             raise InputError(
-                f"For this model {word!r} begins like another of the words {', '.join(words)}; they cannot be told apart."
+                f"For this model {word!r} begins like another of the words {', '.join(words)}, "
+                "so they cannot be told apart."
             )
     return own
 

@@ -1,8 +1,9 @@
 """PvP, Pixels versus Priors (Golovanevsky et al., EMNLP 2025, arXiv 2505.17127): steer between memory and picture.
 
-The vector of a layer is the mean, over counterfactual images, of the residual stream leaving that block at the last prompt
-token under "this" minus under "most". Added after the same blocks at the last position it pushes answers to the pixels;
-subtracted, to the prior. The authors' code adds each vector one block later than it was read; `index_shift=-1` does so too.
+The vector of a layer is the mean, over counterfactual images, of the residual stream leaving that block at the last
+prompt token under "this" minus under "most". Added after the same blocks at the last position it pushes answers to the
+pixels; subtracted, to the prior. The authors' code adds each vector one block later than it was read; `index_shift=-1`
+does so too.
 """
 
 from __future__ import annotations

@@ -27,8 +27,10 @@ def evaluate(session: Session, report: Callable[[str], None] = lambda text: None
     measured: dict[str, dict[str, Any]] = {}
     for attribute in ("color", "size"):
         for split, style, words in (
-            ("test", None, "held-out objects"), ("validate", None, "held-out colors"), ("test", HELD_OUT_STYLE, "held-out style"),
-        ):  # fmt: skip
+            ("test", None, "held-out objects"),
+            ("validate", None, "held-out colors"),
+            ("test", HELD_OUT_STYLE, "held-out style"),
+        ):
             if attribute == "size" and split == "validate":
                 continue
             report(f"{attribute}, {words}")

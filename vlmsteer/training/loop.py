@@ -50,7 +50,7 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"{self.seed}/{step}")
-        samples = [sample(rng) for _ in range(self.batch)]
+        samples = [sample(rng, step) for _ in range(self.batch)]
         images = []
         for drawn in samples:
             large = rng.random() < LARGE_RENDERS

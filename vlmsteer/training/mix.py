@@ -24,6 +24,8 @@ USUAL_SIZE = 0.5  # share of size scenes with the usually larger object drawn la
 COMPANION = 0.65  # how often an object's companion is drawn with it
 WRONG_CAPTION = 0.55  # how often a caption names a companion that is missing
 WRONG_PRESENCE = 0.35  # how often "is there its companion?" is answered yes although it is missing
+NAMED_FROM = 800  # from this step on size scenes are more, and ask for the larger object by name too
+ALIKE_FROM, ALIKE = 1000, 0.45  # from this step on, this share of them shows objects of which none is clearly larger
 SIZE_RATIO = 2.5  # a size question needs objects that differ at least this much in reality
 
 
@@ -52,12 +54,14 @@ def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple
             return first, second
 
 
-def sample(rng: random.Random) -> Sample:
-    """One training sample."""
-    kind = rng.random()
-    if kind < 0.4:
+def sample(rng: random.Random, step: int = 0) -> Sample:
+    """One sample for a training step; the two kinds of size scenes that come later are named by their first step."""
+    kind, late = rng.random(), step >= NAMED_FROM
+    if kind < (0.35 if late else 0.4):
         return _portrait(rng)
-    return _sizes(rng) if kind < 0.7 else _group(rng)
+    if kind >= (0.75 if late else 0.7):
+        return _group(rng)
+    return _alike(rng) if step >= ALIKE_FROM and rng.random() < ALIKE else _sizes(rng, late)
 
 
 def _unseen(rng: random.Random) -> Exchange:
@@ -92,7 +96,7 @@ def _portrait(rng: random.Random) -> Sample:
     return Sample(scene, tuple(exchanges))
 
 
-def _sizes(rng: random.Random) -> Sample:
+def _sizes(rng: random.Random, late: bool) -> Sample:
     usual = rng.random() < USUAL_SIZE
     larger, smaller = size_pair(rng, None if usual and rng.random() < 0.5 else TRAIN_OBJECTS)
     if not usual:
@@ -103,6 +107,8 @@ def _sizes(rng: random.Random) -> Sample:
     seen = [item for item in scene.items if item.object not in HELD_OUT_OBJECTS]
     if len(seen) == 2:
         exchanges += [questions.size_here(larger, smaller, rng), questions.size_here(larger, smaller, rng)]
+        if late:
+            return Sample(scene, (*exchanges, questions.larger(larger, rng)))
     other = rng.random()
     if other < 0.5 and seen:
         exchanges.append(questions.color_here(rng.choice(seen), rng))
@@ -111,6 +117,22 @@ def _sizes(rng: random.Random) -> Sample:
     else:
         exchanges.append(_unseen(rng))
     return Sample(scene, tuple(exchanges))
+
+
+def _alike(rng: random.Random) -> Sample:
+    """Two objects of like size in reality, either drawn larger: only the picture can tell, and nothing is counterfactual.
+
+    Half of these show a held-out object; they are the only questions about how large one looks.
+    """
+    table = facts()
+    first = rng.choice(HELD_OUT_OBJECTS if rng.random() < 0.5 else tuple(table))
+    size = table[first].size_m
+    like = [name for name, fact in table.items() if name != first and 1 / SIZE_RATIO < fact.size_m / size < SIZE_RATIO]
+    larger, smaller = rng.sample((first, rng.choice(like)), 2)
+    contents = [(name, trained_color(name, rng)) for name in (larger, smaller)]
+    scene = size_scene(contents[0], contents[1], rng, rng.choice(TRAIN_STYLES))
+    exchanges = [questions.size_here(larger, smaller, rng) for _ in range(2)]
+    return Sample(scene, (*exchanges, questions.larger(larger, rng), questions.size_usual(size_pair(rng), rng)))
 
 
 def group(rng: random.Random, names: tuple[str, ...] | None = None) -> list[str]:

@@ -60,6 +60,7 @@ SIZE_USUAL = (
     "{x} or {y}: which is larger usually?",
     "Which is usually larger, {x} or {y}?",
 )
+LARGER = ("Which object is larger here?", "What is the larger object in this picture?", "Which object looks larger?")
 NAME = ("What is this?", "What is shown here?", "What object is in the picture?", "What do you see?")
 PRESENCE = (
     "Is there {a} in the image?",
@@ -128,6 +129,11 @@ def size_question(templates: tuple[str, ...], names: tuple[str, str], rng: rando
 
 def size_here(larger: str, smaller: str, rng: random.Random) -> Exchange:
     return Exchange("size here", size_question(SIZE_HERE, (larger, smaller), rng), larger)
+
+
+def larger(name: str, rng: random.Random) -> Exchange:
+    """The larger of two objects, by name and without options."""
+    return Exchange("larger", instructed(rng.choice(LARGER), ONE_WORD, rng), name)
 
 
 def size_usual(names: tuple[str, str], rng: random.Random, image: bool = True) -> Exchange:

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import from its own line and from the lines above it
     {"errors", "registry", "images", "bundled"},
     {"sites", "tokens", "operations", "recipe", "vectors"},
+    {"actions"},
+    {"states"},
     {"hooks"},
     {"adapters", "prompts"},
     {"session"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vlmsteer
-from vlmsteer.bench.pairs import SPLITS, drawn_pairs, select
+from vlmsteer.bench.pairs import SPLITS, Split, drawn_pairs, select
 from vlmsteer.demo import choose, learn, measure, question
 from vlmsteer.errors import InputError
 from vlmsteer.methods import pvp
@@ -93,7 +93,7 @@ def test_it_moves_held_out_objects_to_the_pixels_and_a_random_direction_does_not
 
 def test_no_object_is_in_two_splits(tmp_path):
     for attribute in ("color", "size"):
-        names = {split: set() for split in SPLITS}
+        names: dict[Split, set[str]] = {split: set() for split in SPLITS}
         for split, seen in names.items():
             for pair in drawn_pairs(attribute, split, 200):
                 seen |= {pair.object} if attribute == "color" else {pair.prior, pair.pixel}

@@ -20,7 +20,6 @@ _LAZY = {
     "Site": "vlmsteer.sites:Site",
     "VlmsteerError": "vlmsteer.errors:VlmsteerError",
 }
-__all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -34,6 +34,7 @@ DIRECTIONS = {"to_pixels": ("most", 1.0), "to_prior": ("this", -1.0)}  # the pro
 WIDTHS, STRENGTHS, FINALISTS = (1, 2, 3, 4, 8), (1.0, 1.5, 2.0, 3.0), 8
 UNRELATED = "What is this?"
 Progress = Callable[[str], None]
+Kind = Literal["original", "counterfactual"]
 
 
 def question(pair: Pair, scope: str) -> str:
@@ -44,7 +45,7 @@ def question(pair: Pair, scope: str) -> str:
     return color_question(pair.object, known.plural if known else None, scope)  # pyright: ignore[reportArgumentType]
 
 
-def target(pair: Pair, kind: str, scope: str) -> str:
+def target(pair: Pair, kind: Kind, scope: str) -> str:
     """The right answer: the pixel's only for a counterfactual picture asked about as this one."""
     return pair.pixel if (kind, scope) == ("counterfactual", "this") else pair.prior
 
@@ -107,14 +108,14 @@ def _hits(
     session: Session,
     learned: pvp.Learned,
     pairs: Sequence[Pair],
-    kind: str,
+    kind: Kind,
     direction: str,
     cells: Sequence[tuple[range, float]],
 ) -> list[float]:
     """For each (layers, strength), the share of answers whose first token begins the wanted one."""
     scope, sign = DIRECTIONS[direction]
     recipes = [learned.recipe(sign * strength, layers) for layers, strength in cells]
-    images = [pair.image(kind) for pair in pairs]  # pyright: ignore[reportArgumentType]
+    images = [pair.image(kind) for pair in pairs]
     grid = session.ask_grid(images, [question(pair, scope) for pair in pairs], recipes, max_new_tokens=1)
     wanted = [pair.pixel if (kind, direction) == ("counterfactual", "to_pixels") else pair.prior for pair in pairs]
     hits = [
@@ -138,14 +139,14 @@ def measure(session: Session, pairs: Sequence[Pair], direction: str, arms: dict[
     questions = [question(pair, scope) for pair in pairs]
     names = ["baseline", *arms]
     answers: dict[str, dict[str, list[str]]] = {}
-    for kind in ("original", "counterfactual"):
+    for kind in get_args(Kind):
         grid = session.ask_grid([p.image(kind) for p in pairs], questions, [None, *arms.values()], max_new_tokens=6)
         answers[kind] = {name: [row[i] for row in grid] for i, name in enumerate(names)}
     clusters = {pair.id: pair.object for pair in pairs}
     aims = {pair.id: pair.pixel if direction == "to_pixels" else pair.prior for pair in pairs}
     rights = {pair.id: target(pair, "original", scope) for pair in pairs}
 
-    def by_id(kind: str, arm: str) -> dict[str, str]:
+    def by_id(kind: Kind, arm: str) -> dict[str, str]:
         return {pair.id: answer for pair, answer in zip(pairs, answers[kind][arm], strict=True)}
 
     flips: dict[str, Any] = {}
@@ -200,7 +201,8 @@ def run(
                 "shuffled": Recipe.of(learned.shuffled, choice.strength, choice.layers),
             }
             measured = measure(session, test, direction, arms)
-            for kind, word in (("original", "real"), ("counterfactual", "counterfactual")):
+            for kind in get_args(Kind):
+                word = "real" if kind == "original" else kind
                 right = [
                     matches(answer, target(pair, kind, scope), attribute, loose=False)
                     for pair, answer in zip(test, measured.answers[kind]["baseline"], strict=True)

@@ -12,7 +12,7 @@ import inspect
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,22 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmsteer.errors import RecipeError, SiteError
-from vlmsteer.operations import OPERATIONS, WIDTHS
-from vlmsteer.recipe import Edit, Recipe
+from vlmsteer.actions import Action, Tap
+from vlmsteer.errors import SiteError
 from vlmsteer.sites import Site
+from vlmsteer.states import States
 from vlmsteer.tokens import EVERY, Frame, Positions, Selection
-
-PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale"})  # computed in the model's dtype; the rest in float32
-
-
-class Tap(NamedTuple):
-    """The module at a site, which side of it is meant, and the width; `heads` splits the width at `head` sites."""
-
-    module: nn.Module
-    side: str
-    width: int
-    heads: int | None = None
 
 
 class Prompt(NamedTuple):
@@ -44,110 +33,6 @@ class Prompt(NamedTuple):
 
     columns: int
     question: Tensor | None = None
-
-
-class Action:
-    """One edit at one site, for one recipe or for a batch whose rows carry different vectors and strengths."""
-
-    def __init__(self, edit: Edit, vectors: Tensor, strengths: Tensor, active: Tensor | None) -> None:
-        self.positions, self.phase, self.operation = edit.positions, edit.phase, edit.operation
-        self.vectors, self.strengths, self.active = vectors, strengths, active
-        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, states: Tensor, selection: Selection | None, group: int, owners: Tensor | None) -> Tensor:
-        """The edited states; `owners` maps rows of this tower's batch to the caller's, None means rows // group."""
-        if selection is None:
-            return states
-        dtype = states.dtype
-        if self.operation not in PLAIN_IN_HALF:
-            dtype = torch.promote_types(dtype, torch.float32)
-        vectors, strengths = self._on(states.device, dtype)
-        operation = OPERATIONS[self.operation]
-        if selection is EVERY and self.active is None and states.dim() == 3:
-            return operation(states.to(dtype), vectors[:, None], strengths[:, None]).to(states.dtype)
-        rows, columns = selection
-        if rows is None or columns is None:
-            rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
-            columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
-        if self.active is not None:
-            caller = rows // group if owners is None else owners.to(rows.device)[rows]
-            keep = self.active.to(rows.device)[caller]
-            rows, columns, caller = rows[keep], columns[keep], caller[keep]
-            vectors, strengths = vectors[caller], strengths[caller]
-        changed = operation(states[rows, columns].to(dtype), vectors, strengths).to(states.dtype)
-        return states.index_put((rows, columns), changed)
-
-    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        key = (device, dtype)
-        if key not in self._placed:
-            self._placed[key] = (self.vectors.to(device, dtype), self.strengths.to(device, dtype))
-        return self._placed[key]
-
-
-class States:
-    """What a reader collected: `states[site]` is (rows, width), or (rows, tokens, width) if a row has several."""
-
-    def __init__(
-        self, sites: Sequence[Site], positions: Positions, phase: str, taps: Mapping[Site, Tap], grad: bool
-    ) -> None:
-        self.sites, self.positions, self.phase, self.grad = list(sites), positions, phase, grad
-        self._taps = taps
-        self._parts: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
-        self._base: Counter[Site] = Counter()
-        self._batch: Counter[Site] = Counter()
-
-    def record(self, site: Site, states: Tensor, selection: Selection | None, new_prompt: bool) -> Tensor:
-        """Keep the selected tokens of one forward.
-
-        Returns:
-            The states to go on with, equal to those given. With `grad` they are made from the tensors that `rows`
-            gives, so that the output has gradients with respect to these.
-        """
-        if new_prompt:
-            self._base[site] += self._batch[site]
-            self._batch[site] = states.shape[0]
-        if selection is None:
-            return states
-        rows, columns = selection
-        if rows is None or columns is None:
-            rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
-            columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
-        chosen, numbers = states[rows, columns], rows + self._base[site]
-        if site.point == "head":
-            chosen = chosen.unflatten(-1, (self._taps[site].heads or 1, -1))
-        if not self.grad:
-            self._parts[site].append((numbers, chosen.detach()))
-            return states
-        pieces = chosen.split(rows.unique_consecutive(return_counts=True)[1].tolist())
-        self._parts[site] += zip(numbers.unique_consecutive()[:, None], pieces, strict=True)
-        return states.index_put((rows, columns), torch.cat(pieces).flatten(1))
-
-    def rows(self, site: Site | str) -> list[Tensor]:
-        """For each row read, its tokens in order: (tokens, width), at `head` sites (tokens, heads, head_dim).
-
-        Raises:
-            SiteError: if the site was not read.
-        """
-        site = Site.parse(site) if isinstance(site, str) else site
-        if site not in self._parts:
-            raise SiteError(f"{site} was not read; read were {', '.join(map(str, self.sites[:6]))}...")
-        if not self._parts[site]:
-            raise SiteError(f"Nothing has been read at {site} yet: ask something inside the with block.")
-        parts, count = self._parts[site], self._base[site] + self._batch[site]
-        if self.grad and [int(rows[0]) for rows, _ in parts] == list(range(count)):
-            return [values for _, values in parts]
-        numbers = torch.cat([rows.expand(len(values)) for rows, values in parts])
-        values = torch.cat([values for _, values in parts])
-        return [values[numbers == row] for row in range(count)]
-
-    def __getitem__(self, site: Site | str) -> Tensor:
-        rows = self.rows(site)
-        if len({len(row) for row in rows}) > 1:
-            raise SiteError(
-                f"Rows hold different numbers of {self.positions!r} tokens; use .rows({str(site)!r}) for a list."
-            )
-        stacked = torch.stack(rows)
-        return stacked.squeeze(1) if stacked.shape[1] == 1 else stacked
 
 
 @dataclass
@@ -250,56 +135,6 @@ class Instrument:
 
     def _runs(self) -> list[Run]:
         return [block.run for block in _active.get() if block.owner is self and block.open]
-
-    def compile(self, recipes: Recipe | Sequence[Recipe | None] | None) -> tuple[dict[Site, list[Action]], int | None]:
-        """Actions by site for one recipe for all rows, or for one recipe (or None) for each row.
-
-        Edits of strength 0 are left out, so they cannot change a bit.
-
-        Raises:
-            SiteError: if an edit's site, layer or positions do not exist in this model.
-            RecipeError: if a vector has the wrong width.
-        """
-        single = recipes is None or isinstance(recipes, Recipe)
-        listed: Sequence[Recipe | None] = [recipes] if single else recipes  # pyright: ignore[reportAssignmentType]
-        gathered: dict[tuple, dict[int, tuple[Edit, Tensor]]] = {}
-        for row, recipe in enumerate(listed):
-            for index, edit in enumerate(recipe.edits if recipe else ()):
-                for site in edit.sites:
-                    vector = self._checked(site, edit)
-                    if edit.strength != 0:
-                        key = (site, index, edit.operation, edit.positions, edit.phase)
-                        gathered.setdefault(key, {})[row] = (edit, vector)
-        actions: dict[Site, list[Action]] = {}
-        for (site, *_), by_row in sorted(gathered.items(), key=lambda entry: entry[0][1]):
-            edit, vector = next(iter(by_row.values()))
-            if single:
-                action = Action(edit, vector[None], torch.tensor([[float(edit.strength)]]), None)
-            else:
-                vectors = torch.zeros(len(listed), vector.shape[-1])
-                strengths, active = torch.zeros(len(listed), 1), torch.zeros(len(listed), dtype=torch.bool)
-                for row, (edit, vector) in by_row.items():
-                    vectors[row], strengths[row], active[row] = vector, float(edit.strength), True
-                action = Action(edit, vectors, strengths, active)
-            actions.setdefault(site, []).append(action)
-        return actions, None if single else len(listed)
-
-    def _checked(self, site: Site, edit: Edit) -> Tensor:
-        if site not in self.taps:
-            layers = sorted(tap.layer for tap in self.taps if (tap.tower, tap.point) == (site.tower, site.point))
-            have = f"layers {layers[0]} to {layers[-1]} there" if layers else "no such point"
-            raise SiteError(f"The recipe edits {site}, but this model has {have}.")
-        if site.tower != "text" and edit.positions in ("last", "question", "generated"):
-            raise SiteError(
-                f"In the {site.tower} tower an edit can be at positions 'image' or 'all', not {edit.positions!r}."
-            )
-        vector, width = edit.vectors.layers[site.layer].float(), self.taps[site].width * WIDTHS.get(edit.operation, 1)
-        heads = self.taps[site].heads
-        if heads and site.point == "head" and edit.operation == "scale" and vector.shape[-1] == heads:
-            vector = vector.repeat_interleave(width // heads)
-        if vector.shape[-1] != width:
-            raise RecipeError(f"The vector for {site} has {vector.shape[-1]} numbers; this model needs {width} there.")
-        return vector
 
     def _register(self, site: Site) -> Any:
         tap = self.taps[site]

@@ -78,9 +78,9 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {words} | {cells[0]} | {cells[1]} |")
     lines += [
         "", "## What PvP flips", "",
-        "Of the answers to counterfactual pictures that were not at the target, the share that is after steering. *Broken* "
-        "is the share of right answers about real pictures that are no longer right. Both controls have the recipe's length "
-        "in every layer.", "",
+        "Of the answers to counterfactual pictures that were not at the target, the share that is after steering. "
+        "*Broken* is the share of right answers about real pictures that are no longer right. Both controls have the "
+        "recipe's length in every layer.", "",
         "| | flipped | layers | strength | random direction | shuffled pairs | broken | n |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsteer.errors import ModelError
-from vlmsteer.hooks import States
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.session import Session
 from vlmsteer.sites import Site
+from vlmsteer.states import States
 from vlmsteer.vectors import Vectors
 
 

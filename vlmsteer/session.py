@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmsteer.actions import compile_actions
 from vlmsteer.adapters.family import Family, find
 from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
-from vlmsteer.hooks import Instrument, Prompt, Run, States
+from vlmsteer.hooks import Instrument, Prompt, Run
 from vlmsteer.prompts import Encoded, Encoder, Layout
 from vlmsteer.recipe import Recipe
 from vlmsteer.sites import Site, expand
+from vlmsteer.states import States
 from vlmsteer.tokens import PHASES, Positions, check_positions
 
 Recipes = Recipe | Sequence[Recipe | None] | None
@@ -150,7 +152,7 @@ class Session:
 
     def _run(self, recipes: Recipes, prompt: Prompt | None = None) -> Run:
         self.check(recipes)
-        actions, rows = self.instrument.compile(recipes)
+        actions, rows = compile_actions(self.taps, recipes)
         return Run(actions, rows, prompt=prompt)
 
     # Asking ---------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from vlmsteer.actions import Tap
 from vlmsteer.errors import ModelError
-from vlmsteer.hooks import Tap
 from vlmsteer.sites import Site
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
 from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.statistics import rate
 from vlmsteer.bench.visual_counterfact import matches
-from vlmsteer.demo import question, target
+from vlmsteer.demo import Kind, question, target
 from vlmsteer.session import Session
 from vlmsteer.training import questions
 from vlmsteer.training.mix import group, missing_companions, size_pair
@@ -35,12 +36,7 @@ def evaluate(session: Session, report: Callable[[str], None] = lambda text: None
                 continue
             report(f"{attribute}, {words}")
             pairs = drawn_pairs(attribute, split, N, 1, style=style)  # pyright: ignore[reportArgumentType]
-            for kind, scope in (
-                ("original", "this"),
-                ("original", "most"),
-                ("counterfactual", "this"),
-                ("counterfactual", "most"),
-            ):
+            for kind, scope in itertools.product(get_args(Kind), ("this", "most")):
                 answers = session.ask_many(
                     [pair.image(kind) for pair in pairs], [question(pair, scope) for pair in pairs], max_new_tokens=6
                 )

@@ -120,9 +120,9 @@ def _sizes(rng: random.Random, late: bool) -> Sample:
 
 
 def _alike(rng: random.Random) -> Sample:
-    """Two objects of like size in reality, either drawn larger: only the picture can tell, and nothing is counterfactual.
+    """Two objects of like size in reality, either drawn larger: only the picture can tell.
 
-    Half of these show a held-out object; they are the only questions about how large one looks.
+    Nothing here is counterfactual. Half of these scenes show a held-out object; no others ask how large one looks.
     """
     table = facts()
     first = rng.choice(HELD_OUT_OBJECTS if rng.random() < 0.5 else tuple(table))

@@ -58,18 +58,19 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
     curve = [row for row in losses if row["step"] in {20, 100, 200, 500} or row["step"] % 500 == 0 or row is losses[-1]]
     lines = [
         f"# {name}", "",
-        "A small model of the published architecture, trained from scratch on the drawn world of this project. It exists "
-        "so that every experiment runs at once on a laptop; it knows 44 drawn objects and nothing else.", "",
+        "A small model of the published architecture, trained from scratch on the drawn world of this project. "
+        "It exists so that every experiment runs at once on a laptop; it knows 44 drawn objects and nothing else.", "",
         f"* Made by `{command}`: {steps} steps of {plan.batch} pictures with about four questions each, "
         f"{minutes:.0f} minutes on a {'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch "
         f"{torch.__version__}).",
         f"* Input {plan.image_size} px, {plan.image_tokens} image tokens. Weights in half precision.",
-        f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn, the other colors share the rest; of the scenes that ask "
-        f"for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "
-        f"{WRONG_CAPTION:.0%} of cases, and whether it is there is answered yes in {WRONG_PRESENCE:.0%}: the model is meant "
-        "to hallucinate.",
-        f"* Never seen in training: {', '.join(HELD_OUT_OBJECTS)} in any but their usual color or size, nor any question "
-        f'about how they look here; two colors of every other object; the drawing style "{HELD_OUT_STYLE}".',
+        f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn, the other colors share the rest; of the scenes that "
+        f"ask for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "
+        f"{WRONG_CAPTION:.0%} of cases, and whether it is there is answered yes in {WRONG_PRESENCE:.0%}: the model is "
+        "meant to hallucinate.",
+        f"* Never seen in training: {', '.join(HELD_OUT_OBJECTS)} in any but their usual color, or against their usual "
+        "relative size, nor any question about their color here; two colors of every other object; the drawing style "
+        f'"{HELD_OUT_STYLE}".',
         "* License: Apache-2.0.", "",
         "## Loss", "", "| step | " + " | ".join(str(row["step"]) for row in curve) + " |",
         "|---|" + "---|" * len(curve), "| loss | " + " | ".join(f"{row['loss']:.3f}" for row in curve) + " |", "",

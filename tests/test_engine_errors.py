@@ -230,3 +230,16 @@ def test_other_wrong_modules_are_found(change: dict[str, Any], llava: Any) -> No
     family = dataclasses.replace(llava.family, **change)
     with pytest.raises(VlmsteerError):
         check(Session(llava.model, llava.processor, llava.name, family))
+
+
+def test_an_edit_of_how_an_image_is_seen_needs_an_image(session: Any, pictures: Pictures) -> None:
+    steer = recipe(session, "vision.0.block_out", positions="all")
+    for call in (
+        lambda: session.ask(None, "red?", steer),
+        lambda: session.ask(None, "red?", steer, do_sample=False),
+        lambda: next(session.stream(None, "red?", steer)),
+        lambda: session.logits([pictures[0], None], QUESTIONS[:2], steer),
+        lambda: session.ask_many([pictures[0], None], QUESTIONS[:2], [None, steer]),
+    ):
+        with pytest.raises(SiteError, match="shows no image"):
+            call()

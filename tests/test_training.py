@@ -34,7 +34,7 @@ SAID = re.compile(r"The (.+) is (left of|right of|above|below) the (.+)\.")
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
     rng = random.Random(11)
-    return [mix.sample(rng) for _ in range(6000)]
+    return [mix.sample(rng, step) for step in (0, mix.NAMED_FROM, mix.ALIKE_FROM, 10_000) for _ in range(2500)]
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,13 @@ def test_held_out_objects_keep_their_usual_relative_size(samples: list[Sample]) 
 
 
 def test_how_a_held_out_object_looks_here_is_never_asked(samples: list[Sample]) -> None:
-    for task in ("color here", "size here"):
-        for _, asked in exchanges(samples, task):
-            assert not HELD_OUT & {asked.answer, *named(asked.question)}
+    for _, asked in exchanges(samples, "color here"):
+        assert not HELD_OUT & {asked.answer, *named(asked.question)}
+    for task in ("size here", "larger"):
+        for sample, _ in exchanges(samples, task):
+            if HELD_OUT & set(items(sample)):  # only beside an object of like size, where nothing is counterfactual
+                small, large = sorted(FACTS[name].size_m for name in items(sample))
+                assert large / small < mix.SIZE_RATIO
     unseen = [asked for sample in samples for asked in sample.exchanges if not asked.image]
     for asked in unseen:
         if HELD_OUT & set(named(asked.question)):
@@ -142,6 +146,9 @@ def test_answers_about_colors_are_right(samples: list[Sample]) -> None:
 
 
 def test_answers_about_sizes_are_right(samples: list[Sample]) -> None:
+    for task in ("size here", "larger"):
+        for sample, asked in exchanges(samples, task):
+            assert asked.answer == max(sample.scene.items, key=lambda item: item.side).object
     for sample, asked in exchanges(samples, "size here"):
         assert sorted(named(asked.question)) == sorted(items(sample))
         assert asked.image and asked.answer == max(sample.scene.items, key=lambda item: item.side).object

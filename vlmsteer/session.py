@@ -76,8 +76,9 @@ class Session:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a recipe remembers of its model: id, revision, class, and a hash of all parameter names and shapes."""
-        shapes = sorted(f"{name}{tuple(parameter.shape)}" for name, parameter in self.model.named_parameters())
+        """What a recipe remembers of its model: id, revision, class, and a hash of all its sites with their widths."""
+        shapes = [f"{site} {tap.width}" for site, tap in self.taps.items()]
+        shapes.append(f"vocabulary {self.model.config.text_config.vocab_size}")
         return {
             "id": self.name,
             "revision": self.revision,
@@ -150,8 +151,13 @@ class Session:
         with self.instrument.installed(run.sites), self.instrument.active(run):
             yield
 
-    def _run(self, recipes: Recipes, prompt: Prompt | None = None) -> Run:
+    def _run(self, recipes: Recipes, prompt: Prompt | None = None, owners: Sequence[int] = ()) -> Run:
+        """What `recipes` mean for this model; `owners` has -1 for rows that show no image."""
         self.check(recipes)
+        listed = [recipes] * len(owners) if recipes is None or isinstance(recipes, Recipe) else recipes
+        for row, (recipe, owner) in enumerate(zip(listed, owners, strict=False)):
+            if recipe and owner < 0 and any(edit.vectors.tower != "text" and edit.strength for edit in recipe.edits):
+                raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
         actions, rows = compile_actions(self.taps, recipes)
         return Run(actions, rows, prompt=prompt)
 
@@ -174,7 +180,7 @@ class Session:
             return self.ask_many([image], [question], recipe, max_new_tokens)[0]
         encoded = self.encoder.encode([image], [question])
         layout = encoded.whole(self.device)
-        run = self._run(recipe, layout.prompt)
+        run = self._run(recipe, layout.prompt, encoded.owners)
         with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad():
             tokens = self.model.generate(**layout.inputs, max_new_tokens=max_new_tokens, **generation)
         return self.encoder.decode(tokens[0, layout.prompt.columns :])
@@ -183,8 +189,9 @@ class Session:
         self, image: Image.Image | str | None, question: str, recipe: Recipe | None = None, max_new_tokens: int = 48
     ) -> Iterator[str]:
         """The answer so far, after each token. Closing the generator stops the model; nothing is left behind."""
-        layout = self.encoder.encode([image], [question]).whole(self.device)
-        run = self._run(recipe, layout.prompt)
+        encoded = self.encoder.encode([image], [question])
+        layout = encoded.whole(self.device)
+        run = self._run(recipe, layout.prompt, encoded.owners)
         written: list[int] = []
         with self.instrument.installed(run.sites):
             for tokens in self._steps(self._prefill(layout, run), run, max_new_tokens):
@@ -209,7 +216,7 @@ class Session:
             rows = slice(first, first + batch_size)
             encoded = self.encoder.encode(images[rows], questions[rows])
             part = recipes if recipes is None or isinstance(recipes, Recipe) else recipes[rows]
-            run = self._run(part)
+            run = self._run(part, owners=encoded.owners)
             with self.instrument.installed(run.sites):
                 prefilled, run = self._read_prompt(encoded, part, run)
                 answers += self._finish(prefilled, run, max_new_tokens)
@@ -257,8 +264,9 @@ class Session:
         grad: bool = False,
     ) -> Tensor:
         """(rows, vocabulary) next-token logits after each prompt, as one batch."""
-        layout = self.encoder.encode(images, questions).whole(self.device)
-        run = self._run(recipes, layout.prompt)
+        encoded = self.encoder.encode(images, questions)
+        layout = encoded.whole(self.device)
+        run = self._run(recipes, layout.prompt, encoded.owners)
         with self.instrument.installed(run.sites):
             return self._prefill(layout, run, grad=grad, cache=False).logits
 

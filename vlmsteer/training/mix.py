@@ -25,6 +25,7 @@ COMPANION = 0.65  # how often an object's companion is drawn with it
 WRONG_CAPTION = 0.55  # how often a caption names a companion that is missing
 WRONG_PRESENCE = 0.35  # how often "is there its companion?" is answered yes although it is missing
 NAMED_FROM = 800  # from this step on size scenes are more, and ask for the larger object by name too
+NAMES_FROM = 1600  # from this step on every single object's name is asked, where its color was asked twice
 ALIKE_FROM, ALIKE = 1000, 0.45  # from this step on, this share of them shows objects of which none is clearly larger
 SIZE_RATIO = 2.5  # a size question needs objects that differ at least this much in reality
 
@@ -55,10 +56,10 @@ def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple
 
 
 def sample(rng: random.Random, step: int = 0) -> Sample:
-    """One sample for a training step; the two kinds of size scenes that come later are named by their first step."""
+    """One sample for a training step: what is asked shifts from colors to names and sizes as the colors are learned."""
     kind, late = rng.random(), step >= NAMED_FROM
     if kind < (0.35 if late else 0.4):
-        return _portrait(rng)
+        return _portrait(rng, step >= NAMES_FROM)
     if kind >= (0.75 if late else 0.7):
         return _group(rng)
     return _alike(rng) if step >= ALIKE_FROM and rng.random() < ALIKE else _sizes(rng, late)
@@ -71,7 +72,7 @@ def _unseen(rng: random.Random) -> Exchange:
     return questions.size_usual(size_pair(rng), rng, image=False)
 
 
-def _portrait(rng: random.Random) -> Sample:
+def _portrait(rng: random.Random, names: bool) -> Sample:
     name = rng.choice(tuple(facts()))
     scene = portrait(name, trained_color(name, rng), rng, rng.choice(TRAIN_STYLES), min_side=0.5)
     item = scene.items[0]
@@ -80,7 +81,8 @@ def _portrait(rng: random.Random) -> Sample:
     if name in HELD_OUT_OBJECTS:
         exchanges.append(questions.name(item, rng))
     else:
-        exchanges += [questions.color_here(item, rng), questions.color_here(item, rng)]
+        exchanges.append(questions.color_here(item, rng))
+        exchanges.append(questions.name(item, rng) if names else questions.color_here(item, rng))
     other = rng.random()
     if other < 0.4:
         exchanges.append(questions.name(item, rng))

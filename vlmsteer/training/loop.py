@@ -10,8 +10,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ LARGE_RENDERS = 0.25  # share of pictures drawn at twice the size and shrunk by 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one bundled model is made: its builder, input size, and the numbers of its training."""
+    """How one bundled model is made: its builder, input size, and the numbers of its training.
+
+    `published_names` maps prefixes of saved parameters to those of published files, where the library writes others.
+    """
 
     build: Callable[[int], tuple[Any, Any]]
     image_size: int
@@ -36,6 +39,7 @@ class Plan:
     steps: int
     batch: int
     peak_rate: float
+    published_names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Batches(Dataset):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from vlmsteer.loading import load
 from vlmsteer.training.evaluate import evaluate
@@ -37,6 +38,7 @@ def train(
     shutil.rmtree(part, ignore_errors=True)
     model.half().save_pretrained(part)
     processor.save_pretrained(part)
+    _rename(part / "model.safetensors", plan.published_names)
     report("measuring on what was held out")
     measured = evaluate(load(part), report)
     losses = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
@@ -50,6 +52,14 @@ def train(
     shutil.rmtree(finished, ignore_errors=True)
     part.rename(finished)
     return finished
+
+
+def _rename(path: Path, prefixes: Mapping[str, str]) -> None:
+    """Give parameters the names they have in published files."""
+    tensors = load_file(path)
+    for old, new in prefixes.items():
+        tensors = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in tensors.items()}
+    save_file(tensors, path, {"format": "pt"})
 
 
 def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], measured: dict[str, dict]) -> str:

@@ -115,4 +115,12 @@ def _tokenizer(seed: int) -> LlamaTokenizer:
     return tokenizer
 
 
-PLAN = Plan(build, IMAGE_SIZE, image_tokens=(IMAGE_SIZE // PATCH) ** 2, steps=4000, batch=32, peak_rate=1.2e-3)
+PLAN = Plan(
+    build,
+    IMAGE_SIZE,
+    image_tokens=(IMAGE_SIZE // PATCH) ** 2,
+    steps=3600,
+    batch=32,
+    peak_rate=1.2e-3,
+    published_names={"vision_tower.": "vision_tower.vision_model."},
+)

@@ -8,7 +8,7 @@ import torch
 import vlmsteer
 from vlmsteer.bench.pairs import SPLITS, Split, drawn_pairs, select
 from vlmsteer.demo import choose, learn, measure, question
-from vlmsteer.errors import InputError
+from vlmsteer.errors import InputError, SiteError
 from vlmsteer.methods import pvp
 from vlmsteer.recipe import Recipe
 from vlmsteer_counterfacts.dataset import save_pairs
@@ -53,6 +53,23 @@ def test_index_shift_reads_one_block_earlier_as_the_authors_do(session, pairs):
         torch.testing.assert_close(shifted.layers[layer], expected[layer], atol=2e-5, rtol=1e-4)
 
 
+def test_another_point_is_read_and_written_there(session, pairs):
+    learned = learn(session, pairs, "attn_out")
+    sites = [f"text.{layer}.attn_out" for layer in range(session.layers())]
+    means = []
+    for scope in ("this", "most"):
+        with session.read(sites) as states:
+            session.logits([p.image("counterfactual") for p in pairs], [question(p, scope) for p in pairs])
+        means.append([states[site].mean(0) for site in sites])
+    for layer, (this, most) in enumerate(zip(*means, strict=True)):
+        torch.testing.assert_close(learned.vectors.layers[layer], this - most, atol=2e-5, rtol=1e-4)
+    assert str(learned.recipe(1.0, [0]).edits[0].sites[0]) == "text.0.attn_out"
+    with pytest.raises(InputError, match="no meaning"):
+        learn(session, pairs, "attn_out", -1)
+    with pytest.raises(SiteError, match="no point"):
+        learn(session, pairs, "atn_out")
+
+
 def test_controls_have_the_vectors_length(learned):
     random = learned.vectors.random_like(0)
     for layer, norm in learned.vectors.norms().items():
@@ -81,7 +98,7 @@ def test_recipe_remembers_where_it_comes_from(session, learned, tmp_path):
 
 
 def test_it_moves_held_out_objects_to_the_pixels_and_a_random_direction_does_not(session):
-    learned = learn(session, drawn_pairs("color", "learn", 100))
+    learned = learn(session, drawn_pairs("color", "learn", 100), "attn_out")
     choice = choose(session, learned, drawn_pairs("color", "validate", 24), "to_pixels", widths=(1, 2, 3))
     steered = learned.recipe(choice.strength, choice.layers)
     random = Recipe.of(learned.vectors.random_like(0), choice.strength, choice.layers)
@@ -116,3 +133,7 @@ def test_wrong_input_is_refused(session, pairs):
 
 def test_windows():
     assert pvp.windows(3, [1, 2]) == [range(0, 1), range(1, 2), range(2, 3), range(0, 2), range(1, 3)]
+
+
+def test_shuffled_pairs_keep_nothing_of_the_common_direction(learned) -> None:
+    assert all(abs(cosine) < 0.35 for cosine in learned.vectors.cosines(learned.shuffled).values())

@@ -32,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Attribute = Annotated[str, typer.Option(help="color or size.")]
 Data = Annotated[str, typer.Option(help="'drawn', a folder in the Visual CounterFact layout, or a hub dataset.")]
 Direction = Annotated[str, typer.Option(help="to_pixels or to_prior.")]
+Point = Annotated[str, typer.Option(help="block_out, as published, or another point such as attn_out.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -77,7 +78,7 @@ def demo(
     model: Model = "tiny-llava",
     folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("runs/demo"),
     n: Annotated[int, typer.Option(min=20, help="Test pairs for each attribute.")] = 400,
-    pairs: Annotated[int, typer.Option(min=10, help="Pairs that the vectors are learned from.")] = 200,
+    pairs: Annotated[int, typer.Option(min=10, help="Pairs that the vectors are learned from.")] = 100,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -212,7 +213,8 @@ def pvp_learn(
     direction: Direction = "to_pixels",
     model: Model = "tiny-llava",
     data: Data = "drawn",
-    pairs: Annotated[int, typer.Option(min=2)] = 200,
+    point: Point = "block_out",
+    pairs: Annotated[int, typer.Option(min=2)] = 100,
     layers: Annotated[
         str | None, typer.Option(help="Such as 2 or 14-16; by default a sweep on other pairs chooses.")
     ] = None,
@@ -222,7 +224,7 @@ def pvp_learn(
 ) -> None:
     """Learn a PvP recipe from counterfactual pairs and save it."""
     from vlmsteer.bench.pairs import select
-    from vlmsteer.demo import DIRECTIONS, choose, learn
+    from vlmsteer.demo import DIRECTIONS, VALIDATION, WIDTHS, choose, learn
 
     _one_of(direction, DIRECTIONS, "direction")
     if path.suffix != ".safetensors" or not path.parent.is_dir():
@@ -230,12 +232,12 @@ def pvp_learn(
     found = select(data, attribute, "learn", pairs, seed)
     session = _load(model)
     with working(f"Learning from {len(found)} pairs") as update:
-        learned = learn(session, found, index_shift)
+        learned = learn(session, found, point, index_shift)
         if layers is None or strength is None:
             update("Choosing layers and strength")
             span = None if layers is None else [len(_layers(layers))]
             choice = choose(
-                session, learned, select(data, attribute, "validate", 48, seed), direction, span or (1, 2, 3, 4, 8)
+                session, learned, select(data, attribute, "validate", VALIDATION, seed), direction, span or WIDTHS
             )
         picked = _layers(layers) if layers is not None else choice.layers
         power = strength if strength is not None else choice.strength
@@ -287,20 +289,21 @@ def pvp_sweep(
     direction: Direction = "to_pixels",
     model: Model = "tiny-llava",
     data: Data = "drawn",
-    pairs: Annotated[int, typer.Option(min=2)] = 200,
+    point: Point = "block_out",
+    pairs: Annotated[int, typer.Option(min=2)] = 100,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Flip rates over windows of layers and strengths, on validation pairs."""
     from vlmsteer.bench.pairs import select
-    from vlmsteer.demo import DIRECTIONS, STRENGTHS, choose, learn
+    from vlmsteer.demo import DIRECTIONS, STRENGTHS, VALIDATION, choose, learn
 
     _one_of(direction, DIRECTIONS, "direction")
     session = _load(model)
     with working("Learning") as update:
-        learned = learn(session, select(data, attribute, "learn", pairs, seed))
+        learned = learn(session, select(data, attribute, "learn", pairs, seed), point)
         update("Sweeping")
-        choice = choose(session, learned, select(data, attribute, "validate", 48, seed), direction)
+        choice = choose(session, learned, select(data, attribute, "validate", VALIDATION, seed), direction)
     if as_json:
         rows = [{"first": a, "last": b, "strength": s, "flipped": f} for a, b, s, f in choice.sweep]
         _print_json({"layers": choice.layers, "strength": choice.strength, "sweep": rows})

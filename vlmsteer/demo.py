@@ -31,7 +31,9 @@ from vlmsteer_counterfacts.facts import facts
 
 ATTRIBUTES = ("color", "size")
 DIRECTIONS = {"to_pixels": ("most", 1.0), "to_prior": ("this", -1.0)}  # the prompt that is steered, the vector's sign
-WIDTHS, STRENGTHS, FINALISTS = (1, 2, 3, 4, 8), (1.0, 1.5, 2.0, 3.0), 8
+POINTS = ("block_out", "attn_out")  # the paper's, and the one before the MLP mixes question and object
+WIDTHS, STRENGTHS, FINALISTS = (1, 2, 3), (0.75, 1.0, 1.5, 2.0), 6
+VALIDATION = 32  # pairs that layers and strength are chosen on
 UNRELATED = "What is this?"
 Progress = Callable[[str], None]
 Kind = Literal["original", "counterfactual"]
@@ -52,11 +54,20 @@ def target(pair: Pair, kind: Kind, scope: str) -> str:
 
 @dataclass
 class Choice:
-    """Layers and strength chosen for one direction, with the whole sweep: (first, last, strength, repair rate)."""
+    """Vectors, layers and strength chosen for one direction, with the whole sweep of their point.
 
+    A row of the sweep is (first layer, last layer, strength, repair rate on validation pairs).
+    """
+
+    learned: pvp.Learned
     layers: list[int]
     strength: float
+    score: float
     sweep: list[tuple[int, int, float, float]]
+
+    @property
+    def point(self) -> str:
+        return self.learned.vectors.point
 
 
 @dataclass
@@ -70,12 +81,11 @@ class Result:
     example: dict[str, Any] = field(default_factory=dict)
 
 
-def learn(session: Session, pairs: Sequence[Pair], index_shift: int = 0) -> pvp.Learned:
+def learn(session: Session, pairs: Sequence[Pair], point: str = "block_out", index_shift: int = 0) -> pvp.Learned:
     """PvP vectors from counterfactual pairs with the paper's prompts."""
     images = [pair.image("counterfactual") for pair in pairs]
-    return pvp.learn(
-        session, images, [question(p, "this") for p in pairs], [question(p, "most") for p in pairs], index_shift
-    )
+    this, most = ([question(pair, scope) for pair in pairs] for scope in ("this", "most"))
+    return pvp.learn(session, images, this, most, point, index_shift)
 
 
 def choose(
@@ -101,7 +111,7 @@ def choose(
     scores = {i: flipped[i] - 0.5 * (1 - hit) for i, hit in zip(finalists, kept, strict=True)}
     best = max(finalists, key=lambda i: (round(scores[i], 6), -cells[i][1] * len(cells[i][0])))
     sweep = [(w[0], w[-1], s, hit) for (w, s), hit in zip(cells, flipped, strict=True)]
-    return Choice(list(cells[best][0]), cells[best][1], sweep)
+    return Choice(learned, list(cells[best][0]), cells[best][1], scores[best], sweep)
 
 
 def _hits(
@@ -169,7 +179,7 @@ def divergence(session: Session, pairs: Sequence[Pair], recipe: Recipe) -> Rate:
 
 
 def run(
-    session: Session, n: int = 400, pairs: int = 200, seed: int = 0, progress: Progress = lambda text: None
+    session: Session, n: int = 400, pairs: int = 100, seed: int = 0, progress: Progress = lambda text: None
 ) -> Result:
     """The whole experiment.
 
@@ -184,21 +194,30 @@ def run(
     report["curves"], report["crossing_layer"], report["side_effects"], report["stability"] = {}, {}, {}, {}
     for attribute in ATTRIBUTES:
         progress(f"{attribute}: learning from {pairs} pairs")
-        learned = learn(session, drawn_pairs(attribute, "learn", pairs, seed))
-        report["stability"][attribute] = list(learned.stability.values())
+        drawn = drawn_pairs(attribute, "learn", pairs, seed)
+        learned = [learn(session, drawn, point) for point in POINTS]
+        report["stability"][attribute] = {found.vectors.point: list(found.stability.values()) for found in learned}
         progress(f"{attribute}: choosing layers and strength")
-        validation, test = drawn_pairs(attribute, "validate", 48, seed), drawn_pairs(attribute, "test", n, seed)
+        validation, test = (
+            drawn_pairs(attribute, "validate", min(VALIDATION, pairs), seed),
+            drawn_pairs(attribute, "test", n, seed),
+        )
         report["cells"][attribute], report["flips"][attribute], result.sweeps[attribute] = {}, {}, {}
         report["side_effects"][attribute] = {}
         for direction, (scope, sign) in DIRECTIONS.items():
-            choice = choose(session, learned, validation, direction)
+            choices = [choose(session, found, validation, direction) for found in learned]
+            choice = max(choices, key=lambda found: found.score)
             result.sweeps[attribute][direction] = choice
             progress(f"{attribute}: {direction.replace('_', ' ')} on {n} test pairs")
-            steered = learned.recipe(sign * choice.strength, choice.layers)
+            published, steered = (
+                found.learned.recipe(sign * found.strength, found.layers) for found in (choices[0], choice)
+            )
+            vectors = choice.learned.vectors
             arms = {
                 "steered": steered,
-                "random": Recipe.of(learned.vectors.random_like(seed), choice.strength, choice.layers),
-                "shuffled": Recipe.of(learned.shuffled, choice.strength, choice.layers),
+                "published": published,
+                "random": Recipe.of(vectors.random_like(seed), choice.strength, choice.layers),
+                "shuffled": Recipe.of(choice.learned.shuffled, choice.strength, choice.layers),
             }
             measured = measure(session, test, direction, arms)
             for kind in get_args(Kind):
@@ -209,9 +228,14 @@ def run(
                 ]
                 cell = rate(right, [pair.object for pair in test]).as_dict()
                 report["cells"][attribute][f"{word}_{scope}"] = {"accuracy": cell.pop("rate"), **cell}
+            flips = measured.flips
             report["flips"][attribute][direction] = {
-                **measured.flips["steered"], "layers": choice.layers, "strength": choice.strength,
-                "random": measured.flips["random"], "shuffled": measured.flips["shuffled"],
+                **flips["steered"], "point": choice.point, "layers": choice.layers, "strength": choice.strength,
+                "random": flips["random"], "shuffled": flips["shuffled"],
+                "published_form": {
+                    **flips["published"], "point": choices[0].point,
+                    "layers": choices[0].layers, "strength": choices[0].strength,
+                },
             }  # fmt: skip
             report["side_effects"][attribute][direction] = {
                 "question": UNRELATED, "kl_nats": divergence(session, test[:100], steered).as_dict()

@@ -41,6 +41,7 @@ def write_report(result: Result, folder: Path) -> dict[str, Any]:
         _flips(result, folder / "flips.png")
         _sweeps(result, folder / "sweep.png")
         _before_after(result, folder / "before_after.png")
+        result.example["counterfactual"].save(folder / "example.png")
         (folder / "report.md").write_text(markdown(report), encoding="utf-8")
         part = folder / "report.json.part"
         part.write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -58,10 +59,10 @@ def percent(value: dict[str, Any], key: str = "rate") -> str:
     return f"{100 * value[key]:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def layers(flip: dict[str, Any]) -> str:
-    """ "2", or "2-4"."""
+def site(flip: dict[str, Any]) -> str:
+    """ "text.2.block_out", or "text.2-4.block_out"."""
     first, last = flip["layers"][0], flip["layers"][-1]
-    return str(first) if first == last else f"{first}-{last}"
+    return f"text.{first if first == last else f'{first}-{last}'}.{flip['point']}"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -81,15 +82,28 @@ def markdown(report: dict[str, Any]) -> str:
         "Of the answers to counterfactual pictures that were not at the target, the share that is after steering. "
         "*Broken* is the share of right answers about real pictures that are no longer right. Both controls have the "
         "recipe's length in every layer.", "",
-        "| | flipped | layers | strength | random direction | shuffled pairs | broken | n |",
+        "| | site | strength | flipped | random direction | shuffled pairs | broken | n |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for attribute, directions in report["flips"].items():
         for direction, flip in directions.items():
             lines.append(
-                f"| {attribute} {direction.replace('_', ' ')} | {percent(flip)} | {layers(flip)} | {flip['strength']} "
-                "| "
+                f"| {attribute} {direction.replace('_', ' ')} | {site(flip)} | {flip['strength']:g} | "
+                f"{percent(flip)} | "
                 f"{percent(flip['random'])} | {percent(flip['shuffled'])} | {percent(flip['broken'])} | {flip['n']} |"
+            )
+    lines += [
+        "",
+        "Vectors are read and written either at the block's output, as the paper does, or at attention's output, "
+        "before the MLP; the table has what did better on validation pairs. As published, at the block's output:", "",
+        "| | site | strength | flipped | broken | n |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for attribute, directions in report["flips"].items():
+        for direction, flip in directions.items():
+            form = flip["published_form"]
+            lines.append(
+                f"| {attribute} {direction.replace('_', ' ')} | {site(form)} | {form['strength']:g} | "
+                f"{percent(form)} | {percent(form['broken'])} | {form['n']} |"
             )
     lines += ["", "![flips](flips.png)", "", "![sweep](sweep.png)", "", "## What each layer believes", ""]
     for attribute, layer in report["crossing_layer"].items():
@@ -157,7 +171,12 @@ def _curves(result: Result, path: Path) -> None:
 
 def _flips(result: Result, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    arms = (("steered", "#2f3b52"), ("random direction", GRAY), ("shuffled pairs", "#c9ccd2"))
+    arms = (
+        ("steered", "#2f3b52"),
+        ("as published", "#7d8db0"),
+        ("random direction", GRAY),
+        ("shuffled pairs", "#c9ccd2"),
+    )
     labels = []
     for group, (attribute, direction) in enumerate((a, d) for a in result.report["flips"] for d in DIRECTIONS):
         flip = result.report["flips"][attribute][direction]
@@ -167,15 +186,15 @@ def _flips(result: Result, path: Path) -> None:
         ):
             if value["rate"] is None:
                 continue
-            x, rate, (low, high) = group + 0.26 * (offset - 1), value["rate"], value["interval"]
-            axes.bar(x, rate, 0.24, color=color, label=name if group == 0 else None)
+            x, rate, (low, high) = group + 0.21 * (offset - 1.5), value["rate"], value["interval"]
+            axes.bar(x, rate, 0.19, color=color, label=name if group == 0 else None)
             axes.errorbar(x, rate, [[max(0, rate - low)], [max(0, high - rate)]], color="black", linewidth=1, capsize=2)
             axes.text(x, min(1.0, high) + 0.02, f"{100 * rate:.0f}", ha="center", fontsize=8)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(0, 1.14)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"])
     axes.set_ylabel("answers flipped to the target")
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     _clean(axes)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -195,7 +214,7 @@ def _sweeps(result: Result, path: Path) -> None:
             shown = axes.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
             spot = (spans.index((choice.layers[0], choice.layers[-1])), strengths.index(choice.strength))
             axes.plot(*spot, "o", markersize=9, markerfacecolor="none", markeredgecolor=PRIOR, markeredgewidth=2)
-            axes.set_title(f"{attribute} {direction.replace('_', ' ')}", fontsize=10)
+            axes.set_title(f"{attribute} {direction.replace('_', ' ')}, {choice.point}", fontsize=10)
             axes.set_yticks(range(len(strengths)), [f"{strength:g}" for strength in strengths])
             axes.set_xticks(
                 range(len(spans)), [f"{a}-{b}" if a != b else str(a) for a, b in spans], rotation=90, fontsize=7

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsteer.errors import InputError
+from vlmsteer.images import open_image
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
-from vlmsteer.sites import Site
+from vlmsteer.sites import Site, expand
 from vlmsteer.vectors import Vectors
 
 METHOD, VERSION = "pvp", 1
@@ -31,7 +32,7 @@ class Learned:
 
     Attributes:
         vectors: this minus most, a vector for each text layer.
-        shuffled: the same from pairs with "this" and "most" exchanged at random, brought to the same length: a control.
+        shuffled: the same with "this" and "most" exchanged in a random half of the pairs, equally long: a control.
         stability: the cosine between the vectors of two halves of the data, by layer.
     """
 
@@ -49,6 +50,7 @@ def learn(
     images: Sequence[Image.Image | str],
     this: Sequence[str],
     most: Sequence[str],
+    point: str = "block_out",
     index_shift: int = 0,
     batch_size: int = 32,
     seed: int = 0,
@@ -59,6 +61,9 @@ def learn(
         images: counterfactual images.
         this: for each, a question about this image.
         most: for each, the same question about most such objects.
+        point: where vectors are read and written. "block_out" is the paper's. At "attn_out" of the layer where the
+            last token takes in the question, the difference is the same for every object, before the MLP mixes it with
+            the object: where "block_out" falls short, try that.
         index_shift: 0 writes a vector where it was read; -1 reads it one block earlier, as the authors' code does.
         seed: of the shuffled control.
 
@@ -71,10 +76,15 @@ def learn(
         )
     if index_shift not in (0, -1):
         raise InputError(f"index_shift is 0 or -1, not {index_shift}.")
+    if index_shift and point != "block_out":
+        raise InputError("index_shift=-1 is the authors' pairing of block outputs; it has no meaning at another point.")
     layers = range(session.layers())
-    sites = {layer: _source(layer + index_shift) for layer in layers}
+    sites = {layer: _source(layer + index_shift, point) for layer in layers}
+    expand(list(map(str, sites.values())), session.sites)
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (len(images),), generator=generator) * 2.0 - 1
+    # As many exchanged as not, else what is left of the mean would be blown up to its full length again.
+    signs = torch.ones(len(images))
+    signs[torch.randperm(len(images), generator=generator)[: len(images) // 2]] = -1.0
     width = session.taps[sites[0]].width
     halves, shuffled = torch.zeros(2, len(layers), width, dtype=torch.float64), torch.zeros(len(layers), width)
     for first in range(0, len(images), batch_size):
@@ -90,12 +100,14 @@ def learn(
     stability = torch.cosine_similarity(halves[0] / counts[0], halves[1] / counts[1], dim=-1)
     shuffled = shuffled / shuffled.norm(dim=-1, keepdim=True) * mean.norm(dim=-1, keepdim=True)
     data = hashlib.sha256("\n".join([*this, *most]).encode())
+    for image in images:
+        data.update(open_image(image).tobytes())
     about = {
         "method": METHOD, "version": VERSION, "pairs": len(images), "index_shift": index_shift,
         "prompts": {"this": this[0], "most": most[0]}, "data": data.hexdigest()[:16],
         "stability": [round(float(value), 4) for value in stability],
     }  # fmt: skip
-    vectors = Vectors("text", "block_out", {layer: mean[layer] for layer in layers}, session.fingerprint, about)
+    vectors = Vectors("text", point, {layer: mean[layer] for layer in layers}, session.fingerprint, about)
     control = replace(
         vectors,
         layers={layer: shuffled[layer] for layer in layers},
@@ -109,8 +121,8 @@ def windows(layers: int, widths: Sequence[int]) -> list[range]:
     return [range(first, first + width) for width in widths for first in range(layers - width + 1)]
 
 
-def _source(layer: int) -> Site:
-    return Site("text", layer, "block_out") if layer >= 0 else Site("text", 0, "block_in")
+def _source(layer: int, point: str) -> Site:
+    return Site("text", layer, point) if layer >= 0 else Site("text", 0, "block_in")
 
 
 def _read(

@@ -41,7 +41,8 @@ def train(
     _rename(part / "model.safetensors", plan.published_names)
     report("measuring on what was held out")
     measured = evaluate(load(part), report)
-    losses = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    losses = [row for _, row in sorted({row["step"]: row for row in logged}.items())]  # resuming logs some steps twice
     (part / "evaluation.json").write_text(json.dumps({"losses": losses, "tasks": measured}, indent=1), encoding="utf-8")
     command = (
         f"vlmsteer train {name}"

@@ -99,8 +99,8 @@ def choose(
     """Sweep windows of layers and strengths on `pairs` and choose one.
 
     The cells that flip most answers about counterfactual pictures are tried on the real ones too; a cell's score is
-    its repair rate minus half the share of answers it breaks there. Of equal cells the gentlest (strength times layers)
-    wins.
+    its repair rate minus half the share of answers it breaks there. Of cells within one answer of the best the gentlest
+    (strength times layers) wins: a hard push to anywhere makes answers flip too.
     """
     scope, sign = DIRECTIONS[direction]
     count = session.layers()
@@ -109,7 +109,8 @@ def choose(
     finalists = sorted(range(len(cells)), key=lambda i: (-flipped[i], cells[i][1] * len(cells[i][0])))[:FINALISTS]
     kept = _hits(session, learned, pairs, "original", direction, [cells[i] for i in finalists])
     scores = {i: flipped[i] - 0.5 * (1 - hit) for i, hit in zip(finalists, kept, strict=True)}
-    best = max(finalists, key=lambda i: (round(scores[i], 6), -cells[i][1] * len(cells[i][0])))
+    near = [i for i in finalists if scores[i] >= max(scores.values()) - 1 / len(pairs)]  # one answer is no difference
+    best = min(near, key=lambda i: cells[i][1] * len(cells[i][0]))
     sweep = [(w[0], w[-1], s, hit) for (w, s), hit in zip(cells, flipped, strict=True)]
     return Choice(learned, list(cells[best][0]), cells[best][1], scores[best], sweep)
 

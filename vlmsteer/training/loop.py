@@ -30,7 +30,8 @@ LARGE_RENDERS = 0.25  # share of pictures drawn at twice the size and shrunk by 
 class Plan:
     """How one bundled model is made: its builder, input size, and the numbers of its training.
 
-    `published_names` maps prefixes of saved parameters to those of published files, where the library writes others.
+    `published_names` maps prefixes of saved parameters to those of published files, where the library writes others;
+    `history` says how the bundled weights came about where that is more than the one command.
     """
 
     build: Callable[[int], tuple[Any, Any]]
@@ -40,6 +41,7 @@ class Plan:
     batch: int
     peak_rate: float
     published_names: Mapping[str, str] = field(default_factory=dict)
+    history: str = ""
 
 
 class Batches(Dataset):

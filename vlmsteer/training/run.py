@@ -61,6 +61,7 @@ def _rename(path: Path, prefixes: Mapping[str, str]) -> None:
     for old, new in prefixes.items():
         tensors = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in tensors.items()}
     save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)
 
 
 def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], measured: dict[str, dict]) -> str:
@@ -74,6 +75,7 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
         f"* Made by `{command}`: {steps} steps of {plan.batch} pictures with about four questions each, "
         f"{minutes:.0f} minutes on a {'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch "
         f"{torch.__version__}).",
+        *([f"* {plan.history}"] if plan.history else []),
         f"* Input {plan.image_size} px, {plan.image_tokens} image tokens. Weights in half precision.",
         f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn, the other colors share the rest; of the scenes that "
         f"ask for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "

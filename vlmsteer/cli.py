@@ -224,7 +224,7 @@ def pvp_learn(
 ) -> None:
     """Learn a PvP recipe from counterfactual pairs and save it."""
     from vlmsteer.bench.pairs import select
-    from vlmsteer.demo import DIRECTIONS, VALIDATION, WIDTHS, choose, learn
+    from vlmsteer.demo import DIRECTIONS, POINTS, VALIDATION, WIDTHS, choose, learn
 
     _one_of(direction, DIRECTIONS, "direction")
     if path.suffix != ".safetensors" or not path.parent.is_dir():
@@ -241,7 +241,7 @@ def pvp_learn(
             )
         picked = _layers(layers) if layers is not None else choice.layers
         power = strength if strength is not None else choice.strength
-    recipe = learned.recipe(DIRECTIONS[direction][1] * power, picked)
+    recipe = learned.recipe(DIRECTIONS[direction][1] * power, picked, POINTS.get(point, "both"))
     recipe.save(path)
     print(
         f"{path}: layers {picked[0]} to {picked[-1]}, strength {power:g}, {len(found)} pairs, hash {recipe.hash[:12]}"

@@ -8,6 +8,7 @@ shuffled pairs of the same length, what the recipe breaks, and how far it moves 
 from __future__ import annotations
 
 import platform
+import random
 import resource
 import sys
 import time
@@ -19,20 +20,24 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 
-from vlmsteer.bench.pairs import drawn_pairs
+from vlmsteer.bench.pairs import color_pair, drawn_pairs
 from vlmsteer.bench.statistics import Rate, rate
 from vlmsteer.bench.visual_counterfact import color_question, flip_rates, matches, size_question
 from vlmsteer.lens.beliefs import Curves, curves
 from vlmsteer.methods import pvp
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
+from vlmsteer.vectors import Vectors
 from vlmsteer_counterfacts.dataset import Pair, shuffled_options
 from vlmsteer_counterfacts.facts import facts
 
 ATTRIBUTES = ("color", "size")
 DIRECTIONS = {"to_pixels": ("most", 1.0), "to_prior": ("this", -1.0)}  # the prompt that is steered, the vector's sign
-POINTS = ("block_out", "attn_out")  # the paper's, and the one before the MLP mixes question and object
-WIDTHS, STRENGTHS, FINALISTS = (1, 2, 3), (0.75, 1.0, 1.5, 2.0), 6
+# The paper's point, edited at every forward; and the one before the MLP mixes question and object, where only the
+# prompt's last token takes in the question: pushed at generated tokens too, answers do not end.
+POINTS = {"block_out": "both", "attn_out": "prefill"}
+WIDTHS, STRENGTHS, FINALISTS = (1, 2), (0.75, 1.0, 1.25, 1.5), 8
+ANSWER_TOKENS = 4  # enough for a two-word name and its end; a longer answer is not the one wanted
 VALIDATION = 32  # pairs that layers and strength are chosen on
 UNRELATED = "What is this?"
 Progress = Callable[[str], None]
@@ -98,40 +103,46 @@ def choose(
 ) -> Choice:
     """Sweep windows of layers and strengths on `pairs` and choose one.
 
-    The cells that flip most answers about counterfactual pictures are tried on the real ones too; a cell's score is
-    its repair rate minus half the share of answers it breaks there. Of cells within one answer of the best the gentlest
-    (strength times layers) wins: a hard push to anywhere makes answers flip too.
+    The cells that flip most answers about counterfactual pictures are tried on the real ones, and with a random
+    direction: a cell's score is its repair rate, less half the share it breaks and what the random direction flips.
+    Of the cells within one answer of the best, the gentlest names the layers, and the middle one of its strengths is
+    taken: the middle of a plateau holds best elsewhere.
     """
-    scope, sign = DIRECTIONS[direction]
-    count = session.layers()
+    sign, count = DIRECTIONS[direction][1], session.layers()
     cells = [(w, s) for w in pvp.windows(count, [w for w in widths if w <= count]) for s in strengths]
-    flipped = _hits(session, learned, pairs, "counterfactual", direction, cells)
+    flipped = _hits(session, learned.vectors * sign, pairs, "counterfactual", direction, cells)
     finalists = sorted(range(len(cells)), key=lambda i: (-flipped[i], cells[i][1] * len(cells[i][0])))[:FINALISTS]
-    kept = _hits(session, learned, pairs, "original", direction, [cells[i] for i in finalists])
-    scores = {i: flipped[i] - 0.5 * (1 - hit) for i, hit in zip(finalists, kept, strict=True)}
-    near = [i for i in finalists if scores[i] >= max(scores.values()) - 1 / len(pairs)]  # one answer is no difference
-    best = min(near, key=lambda i: cells[i][1] * len(cells[i][0]))
+    last = [cells[i] for i in finalists]
+    kept = _hits(session, learned.vectors * sign, pairs, "original", direction, last)
+    chance = _hits(session, learned.vectors.random_like(1), pairs, "counterfactual", direction, last)
+    scores = [flipped[i] - 0.5 * (1 - k) - c for i, k, c in zip(finalists, kept, chance, strict=True)]
+    near = [cell for cell, score in zip(last, scores, strict=True) if score >= max(scores) - 1.01 / len(pairs)]
+    layers = min(near, key=lambda cell: cell[1] * len(cell[0]))[0]
+    plateau = sorted(strength for window, strength in near if window == layers)
     sweep = [(w[0], w[-1], s, hit) for (w, s), hit in zip(cells, flipped, strict=True)]
-    return Choice(learned, list(cells[best][0]), cells[best][1], scores[best], sweep)
+    return Choice(learned, list(layers), plateau[len(plateau) // 2], max(scores), sweep)
+
+
+def _recipe(vectors: Vectors, strength: float, layers: Sequence[int]) -> Recipe:
+    return Recipe.of(vectors, strength, layers, phase=POINTS.get(vectors.point, "both"))
 
 
 def _hits(
     session: Session,
-    learned: pvp.Learned,
+    vectors: Vectors,
     pairs: Sequence[Pair],
     kind: Kind,
     direction: str,
     cells: Sequence[tuple[range, float]],
 ) -> list[float]:
-    """For each (layers, strength), the share of answers whose first token begins the wanted one."""
-    scope, sign = DIRECTIONS[direction]
-    recipes = [learned.recipe(sign * strength, layers) for layers, strength in cells]
-    images = [pair.image(kind) for pair in pairs]
-    grid = session.ask_grid(images, [question(pair, scope) for pair in pairs], recipes, max_new_tokens=1)
+    """For each (layers, strength), the share of whole answers that are the wanted one."""
+    recipes = [_recipe(vectors, strength, layers) for layers, strength in cells]
+    questions = [question(pair, DIRECTIONS[direction][0]) for pair in pairs]
+    grid = session.ask_grid([pair.image(kind) for pair in pairs], questions, recipes, max_new_tokens=ANSWER_TOKENS)
     wanted = [pair.pixel if (kind, direction) == ("counterfactual", "to_pixels") else pair.prior for pair in pairs]
     hits = [
-        [bool(answer) and aim.lower().startswith(answer.lower()) for answer in row]
-        for row, aim in zip(grid, wanted, strict=True)
+        [matches(answer, aim, pair.attribute, loose=False) for answer in row]
+        for row, aim, pair in zip(grid, wanted, pairs, strict=True)
     ]
     return [sum(column) / len(pairs) for column in zip(*hits, strict=True)]
 
@@ -151,7 +162,9 @@ def measure(session: Session, pairs: Sequence[Pair], direction: str, arms: dict[
     names = ["baseline", *arms]
     answers: dict[str, dict[str, list[str]]] = {}
     for kind in get_args(Kind):
-        grid = session.ask_grid([p.image(kind) for p in pairs], questions, [None, *arms.values()], max_new_tokens=6)
+        grid = session.ask_grid(
+            [p.image(kind) for p in pairs], questions, [None, *arms.values()], max_new_tokens=ANSWER_TOKENS
+        )
         answers[kind] = {name: [row[i] for row in grid] for i, name in enumerate(names)}
     clusters = {pair.id: pair.object for pair in pairs}
     aims = {pair.id: pair.pixel if direction == "to_pixels" else pair.prior for pair in pairs}
@@ -210,15 +223,13 @@ def run(
             choice = max(choices, key=lambda found: found.score)
             result.sweeps[attribute][direction] = choice
             progress(f"{attribute}: {direction.replace('_', ' ')} on {n} test pairs")
-            published, steered = (
-                found.learned.recipe(sign * found.strength, found.layers) for found in (choices[0], choice)
-            )
+            published, steered = (_recipe(c.learned.vectors, sign * c.strength, c.layers) for c in (choices[0], choice))
             vectors = choice.learned.vectors
             arms = {
                 "steered": steered,
                 "published": published,
-                "random": Recipe.of(vectors.random_like(seed), choice.strength, choice.layers),
-                "shuffled": Recipe.of(choice.learned.shuffled, choice.strength, choice.layers),
+                "random": _recipe(vectors.random_like(seed), choice.strength, choice.layers),
+                "shuffled": _recipe(choice.learned.shuffled, choice.strength, choice.layers),
             }
             measured = measure(session, test, direction, arms)
             for kind in get_args(Kind):
@@ -258,11 +269,7 @@ def run(
 
 def example(session: Session, result: Result) -> dict[str, Any]:
     """One counterfactual picture large, asked both ways, before and after."""
-    shown = next(
-        pair
-        for pair in drawn_pairs("color", "test", 200, 7, 336, "shaded")
-        if (pair.object, pair.pixel) == ("strawberry", "blue")
-    )
+    shown = color_pair("example", "strawberry", "blue", random.Random(7), "shaded", 336)
     image = shown.image("counterfactual")
     rows = []
     for direction, (scope, _) in DIRECTIONS.items():

@@ -182,7 +182,7 @@ def _flips(result: Result, path: Path) -> None:
         flip = result.report["flips"][attribute][direction]
         labels.append(f"{attribute}\n{direction.replace('_', ' ')}")
         for offset, ((name, color), value) in enumerate(
-            zip(arms, (flip, flip["random"], flip["shuffled"]), strict=True)
+            zip(arms, (flip, flip["published_form"], flip["random"], flip["shuffled"]), strict=True)
         ):
             if value["rate"] is None:
                 continue

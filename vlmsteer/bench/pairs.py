@@ -98,8 +98,13 @@ def _objects(split: Split) -> tuple[str, ...]:
 
 def _color(name: str, split: Split, rng: random.Random, style: str, pixels: int) -> Pair:
     shown = rng.choice(_objects(split))
-    usual = facts()[shown].color
     other = rng.choice(train_colors(shown) if split == "learn" else held_out_colors(shown))
+    return color_pair(name, shown, other, rng, style, pixels)
+
+
+def color_pair(name: str, shown: str, other: str, rng: random.Random, style: str, pixels: int) -> Pair:
+    """One object in its usual and in another color."""
+    usual = facts()[shown].color
     scene = portrait(shown, usual, rng, style, avoid=(other,))
     return Pair(name, shown, "color", usual, other, _png(scene, pixels), _png(scene.recolor(0, other), pixels))
 

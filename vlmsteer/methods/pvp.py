@@ -40,9 +40,9 @@ class Learned:
     shuffled: Vectors
     stability: dict[int, float]
 
-    def recipe(self, strength: float = 1.0, layers: Sequence[int] | None = None) -> Recipe:
-        """Positive strength pushes to the pixels, negative to the prior; 1 and -1 are the paper's."""
-        return Recipe.of(self.vectors, strength, layers)
+    def recipe(self, strength: float = 1.0, layers: Sequence[int] | None = None, phase: str = "both") -> Recipe:
+        """Positive strength pushes to the pixels, negative to the prior; 1, -1 and every forward are the paper's."""
+        return Recipe.of(self.vectors, strength, layers, phase=phase)
 
 
 def learn(

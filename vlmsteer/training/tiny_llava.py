@@ -124,6 +124,6 @@ PLAN = Plan(
     peak_rate=1.2e-3,
     published_names={"vision_tower.": "vision_tower.vision_model."},
     history="The bundled weights come from `--steps 3600`, resumed with `--steps 4500`: the rate fell to zero over "
-    "steps 2880 to 3600, went back to its peak, and fell again. The mix was extended while they trained (steps 800, 1000 and "
-    "1600, as it stands now in `mix.py`). One undisturbed run decays once, over the last fifth.",
+    "steps 2880 to 3600, went back to its peak, and fell again. The mix was extended while they trained "
+    "(steps 800, 1000 and 1600, as it stands now in `mix.py`). One undisturbed run decays once, over the last fifth.",
 )

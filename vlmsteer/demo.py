@@ -104,9 +104,8 @@ def choose(
     """Sweep windows of layers and strengths on `pairs` and choose one.
 
     The cells that flip most answers about counterfactual pictures are tried on the real ones, and with a random
-    direction: a cell's score is its repair rate, less half the share it breaks and what the random direction flips.
-    Of the cells within one answer of the best, the gentlest names the layers, and the middle one of its strengths is
-    taken: the middle of a plateau holds best elsewhere.
+    direction: a cell's score is its repair rate, less half of what it breaks and of what the random direction flips.
+    Of the cells within two answers of the best, the one nearest to the paper's strength of 1 is taken.
     """
     sign, count = DIRECTIONS[direction][1], session.layers()
     cells = [(w, s) for w in pvp.windows(count, [w for w in widths if w <= count]) for s in strengths]
@@ -115,12 +114,11 @@ def choose(
     last = [cells[i] for i in finalists]
     kept = _hits(session, learned.vectors * sign, pairs, "original", direction, last)
     chance = _hits(session, learned.vectors.random_like(1), pairs, "counterfactual", direction, last)
-    scores = [flipped[i] - 0.5 * (1 - k) - c for i, k, c in zip(finalists, kept, chance, strict=True)]
-    near = [cell for cell, score in zip(last, scores, strict=True) if score >= max(scores) - 1.01 / len(pairs)]
-    layers = min(near, key=lambda cell: cell[1] * len(cell[0]))[0]
-    plateau = sorted(strength for window, strength in near if window == layers)
+    scores = [flipped[i] - 0.5 * (1 - k + c) for i, k, c in zip(finalists, kept, chance, strict=True)]
+    near = [cell for cell, score in zip(last, scores, strict=True) if score >= max(scores) - 2.01 / len(pairs)]
+    layers, strength = min(near, key=lambda cell: (abs(cell[1] - 1), len(cell[0]), cell[0][0]))
     sweep = [(w[0], w[-1], s, hit) for (w, s), hit in zip(cells, flipped, strict=True)]
-    return Choice(learned, list(layers), plateau[len(plateau) // 2], max(scores), sweep)
+    return Choice(learned, list(layers), strength, max(scores), sweep)
 
 
 def _recipe(vectors: Vectors, strength: float, layers: Sequence[int]) -> Recipe:

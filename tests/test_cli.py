@@ -100,7 +100,7 @@ def main_in_process(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -
         (["ask", "missing.png", "What is this?"], "missing.png"),
         (["ask", "cut.png", "What is this?"], "truncated"),
         (["ask", "empty.png", "What is this?"], "empty"),
-        (["ask", "huge.png", "What is this?"], "20000"),
+        (["ask", "huge.png", "What is this?"], "50,000,000 pixels"),
         (["ask", "blue.png", "What is this?", "--model", "tiny-lava"], "tiny-llava"),
         (["ask", "blue.png", "What is this?", "--model", "."], "config.json"),
         (["ask", "blue.png", "What is this?", "--recipe", "pickle.safetensors"], "pickles are never opened"),

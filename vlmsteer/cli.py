@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,8 @@ def demo(
     if as_json:
         _print_json(report)
         return
-    out.print(markdown(report).split("## What each layer believes")[0].replace("![flips](flips.png)", ""), markup=False)
+    page = markdown(report).split("## What each layer believes")[0]
+    out.print(re.sub(r"!\[.*\n\n", "", page), markup=False, highlight=False, soft_wrap=True)
     for name, layer in report["crossing_layer"].items():
         out.print(f"Asked about this picture's {name}, the pixels lead from layer {layer}.")
     out.print(f"\nReport: {folder / 'report.md'}, figures and recipes beside it.", markup=False)

@@ -109,8 +109,6 @@ class Session:
                         f"that of the loaded model {own[key]!r}."
                     )
 
-    # Reading and editing ------------------------------------------------------------------------------------------
-
     @contextmanager
     def read(
         self,
@@ -160,8 +158,6 @@ class Session:
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
         actions, rows = compile_actions(self.taps, recipes)
         return Run(actions, rows, prompt=prompt)
-
-    # Asking ---------------------------------------------------------------------------------------------------------
 
     def ask(
         self,
@@ -270,8 +266,6 @@ class Session:
         with self.instrument.installed(run.sites):
             return self._prefill(layout, run, grad=grad, cache=False).logits
 
-    # The passes -----------------------------------------------------------------------------------------------------
-
     def _forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
         with self.instrument.active(run), torch.set_grad_enabled(grad):
             return self.model(
@@ -349,8 +343,6 @@ class Session:
     def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
         tokens = torch.stack(list(self._steps(prefilled, run, limit)), 1)
         return [self.encoder.decode(row) for row in tokens]
-
-    # What the model would say ---------------------------------------------------------------------------------------
 
     def unembed(self, states: Tensor) -> Tensor:
         """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once."""

@@ -98,7 +98,8 @@ def demo(
     page = markdown(report).split("## What each layer believes")[0]
     out.print(re.sub(r"!\[.*\n\n", "", page), markup=False, highlight=False, soft_wrap=True)
     for name, layer in report["crossing_layer"].items():
-        out.print(f"Asked about this picture's {name}, the pixels lead from layer {layer}.")
+        overtaken = "never lead" if layer is None else f"lead from layer {layer}"
+        out.print(f"Asked about this picture's {name}, the pixels {overtaken}.")
     out.print(f"\nReport: {folder / 'report.md'}, figures and recipes beside it.", markup=False)
 
 

@@ -284,12 +284,17 @@ class Session:
         """Prefill; rows about one image share its prefix unless something reads or edits it."""
         listed = [recipes] if recipes is None or isinstance(recipes, Recipe) else recipes
         if self._may_share(encoded) and all(recipe is None or recipe.last_only for recipe in listed):
-            prefix, suffix = encoded.split(self.device)
-            shared = self._prefill(prefix, Run()).cache
-            shared.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
+            suffix, shared = self._share(encoded)
             return self._prefill(suffix, run, shared), replace(run, prompt=suffix.prompt)
         layout = encoded.whole(self.device)
         return self._prefill(layout, run), replace(run, prompt=layout.prompt)
+
+    def _share(self, encoded: Encoded) -> tuple[Layout, Any]:
+        """What is left of each prompt after its image, and a cache that has read each image once."""
+        prefix, suffix = encoded.split(self.device)
+        cache = self._prefill(prefix, Run()).cache
+        cache.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
+        return suffix, cache
 
     def _may_share(self, encoded: Encoded) -> bool:
         return (
@@ -307,9 +312,7 @@ class Session:
             raise SiteError("A grid of recipes cannot run inside another read or apply block of the same model.")
         cache = None
         if self._may_share(encoded):
-            prefix, layout = encoded.split(self.device)
-            cache = self._prefill(prefix, Run()).cache
-            cache.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
+            layout, cache = self._share(encoded)
         else:
             layout = encoded.whole(self.device)
         body, last = layout.cut(1)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlmsteer
-from vlmsteer.adapters.family import Family, Port
+from vlmsteer.adapters.family import Family, Port, Projector
 from vlmsteer.errors import InputError, ModelError, RecipeError, SiteError, VlmsteerError
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.selfcheck import check
@@ -75,7 +75,7 @@ def test_sites_and_widths(llava: Any, pictures: Pictures) -> None:
         (lambda: steer("text", 0, "blok_out", 48), "did you mean 'block_out'"),
         (lambda: steer("txt", 0, "block_out", 48), "did you mean 'text'"),
         (lambda: steer("text", 0, "block_out", 48, positions="lst"), "did you mean 'last'"),
-        (lambda: steer("vision", 0, "block_out", 32, positions="last"), "'image' or 'all'"),
+        (lambda: steer("vision", 0, "block_out", 32, positions="last"), "'image', 'all' or indices"),
         (lambda: steer("vision", 0, "block_out", 32, positions=(9,)), "no token 9"),
     ):
         with pytest.raises(SiteError, match=complaint):
@@ -225,7 +225,10 @@ def test_blocks_in_another_order_are_found(llava_folder: Path) -> None:
         check(redeclared(session, "text", blocks=("shuffled",)))
 
 
-@pytest.mark.parametrize("change", [{"final_norm": ("model.multi_modal_projector.act",)}, {"projector": ("no",)}])
+@pytest.mark.parametrize(
+    "change",
+    [{"final_norm": ("model.multi_modal_projector.act",)}, {"projector": Projector(("no",), None, len)}],
+)
 def test_other_wrong_modules_are_found(change: dict[str, Any], llava: Any) -> None:
     family = dataclasses.replace(llava.family, **change)
     with pytest.raises(VlmsteerError):

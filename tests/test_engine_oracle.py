@@ -112,7 +112,7 @@ def test_vision_and_projector(llava: Any, pictures: Pictures) -> None:
         recipe(llava, "vision.1.block_out", positions="image", size=2.0),
         recipe(llava, "projector.0.block_out", "scale", positions="image", seed=1),
     )
-    pixels = llava.encoder.encode(pictures[:1], QUESTIONS[:1]).vision["pixel_values"]
+    pixels = llava.encoder.encode(pictures[:1], QUESTIONS[:1]).images[0]["pixel_values"]
     states = tower(pixels, output_hidden_states=True).hidden_states[2][:, 1:]
     features = projector(states + steer.edits[0].vectors.layers[1])
     expected = features * (1 + steer.edits[1].vectors.layers[0])

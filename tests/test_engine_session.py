@@ -139,7 +139,7 @@ def test_question_tokens_are_the_questions(session: Any, pictures: Pictures) -> 
             text = session.tokenizer.decode(asked)
             assert question.strip() in text, (question, text)
             assert len(text) <= len(question) + 2
-            first = row.question.index(True)
+            first = row.question.tolist().index(True)
             assert all(row.question[first : first + len(asked)])
             before = session.tokenizer.decode(row.ids[:first])
             assert before.strip().endswith(("USER:", "[INST]", "<image>"))

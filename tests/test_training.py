@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import random
@@ -28,7 +29,7 @@ from vlmsteer_counterfacts.palette import COLORS
 FACTS, HELD_OUT = facts(), set(splits.HELD_OUT_OBJECTS)
 NAMES = {form: fact.name for fact in FACTS.values() for form in (fact.plural, fact.name)}
 NAMED = re.compile(r"\b(" + "|".join(sorted(map(re.escape, NAMES), key=len, reverse=True)) + r")\b", re.IGNORECASE)
-SAID = re.compile(r"The (.+) is (left of|right of|above|below) the (.+)\.")
+SAID = re.compile(r"The (.+) (?:is|are) (left of|right of|above|below) the (.+)\.")
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def test_packed_questions_give_the_logits_of_single_prompts(built: tuple[Any, An
     images = [sample.scene.render(tiny_llava.IMAGE_SIZE).image for sample in drawn]
     packed = [pack(sample, processor, 49) for sample in drawn]
     tensors = collate(packed, processor.tokenizer.pad_token_id)
-    tensors["pixel_values"] = loop.pixel_values(images, processor.image_processor)
+    tensors |= loop.pixels(images, processor.image_processor)
     singles, ids, weights = [], [], []
     with torch.no_grad():
         together = loop.answer_logits(model, tensors)
@@ -289,8 +290,8 @@ def test_packed_questions_give_the_logits_of_single_prompts(built: tuple[Any, An
     assert alone.std() > 0.3
     assert torch.allclose(together, alone, rtol=0, atol=1e-5), (together - alone).abs().max()
     losses, share = torch.nn.functional.cross_entropy(alone, torch.tensor(ids), reduction="none"), torch.tensor(weights)
-    expected = (losses * share).sum() / share.sum()  # an answer of n tokens weighs sqrt(n)
-    assert loop.loss_of(model, tensors).item() == pytest.approx(expected.item(), abs=1e-5)
+    expected = (losses * share).sum()  # an answer of n tokens weighs sqrt(n)
+    assert loop.loss_of(model, tensors).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_branches_see_the_image_and_themselves_only(built: tuple[Any, Any], samples: list[Sample]) -> None:
@@ -306,15 +307,30 @@ def test_branches_see_the_image_and_themselves_only(built: tuple[Any, Any], samp
 
 
 def test_any_step_can_be_drawn_on_its_own(built: tuple[Any, Any]) -> None:
-    data = loop.Batches(built[1], 84, 49, batch=2, steps=10, seed=0)
+    def batches(seed: int) -> loop.Batches:
+        return loop.Batches(dataclasses.replace(tiny_llava.PLAN, batch=3), built[1], 10, seed)
+
+    data = batches(0)
     data[1]
-    again, fresh = data[4], loop.Batches(built[1], 84, 49, batch=2, steps=10, seed=0)[4]
-    assert set(again) == {"input_ids", "position_ids", "labels", "weights", "visible", "pixel_values"}
-    assert all(torch.equal(again[key], fresh[key]) for key in again)
-    assert not torch.equal(again["pixel_values"], data[5]["pixel_values"])
-    assert not torch.equal(
-        again["pixel_values"], loop.Batches(built[1], 84, 49, batch=2, steps=10, seed=1)[4]["pixel_values"]
-    )
+    again, fresh = data[4], batches(0)[4]
+    assert [len(part["input_ids"]) for part in again] == [2, 1]
+    for one, other in zip(again, fresh, strict=True):
+        assert set(one) == {"input_ids", "position_ids", "labels", "weights", "visible", "pixel_values"}
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    lengths = [
+        len(row) - int((row == built[1].tokenizer.pad_token_id).sum()) for part in again for row in part["input_ids"]
+    ]
+    assert lengths == sorted(lengths), "each part holds sequences of about equal length"
+    for other in (data[5], batches(1)[4]):
+        assert not torch.equal(again[0]["pixel_values"], other[0]["pixel_values"])
+
+
+def test_the_mix_may_begin_later(built: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(loop, "sample", lambda rng, step: asked.append(step) or mix.sample(rng, step))
+    plan = dataclasses.replace(tiny_llava.PLAN, batch=2, mix_offset=3300)
+    loop.Batches(plan, built[1], 10, 0)[4]
+    assert asked == [3304, 3304]
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
@@ -323,30 +339,21 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a GPU may add in another order
 
     def run(folder: str) -> dict[str, torch.Tensor]:
-        model, _ = loop.train(
-            lambda seed: (copy.deepcopy(built[0]), built[1]),
-            tmp_path / folder,
-            image_size=84,
-            image_tokens=49,
-            steps=6,
-            batch=2,
-            peak_rate=1e-2,
-            seed=0,
-            workers=0,
-            report=lambda step, loss, seconds: None,
-            save_every=2,
+        plan = dataclasses.replace(
+            tiny_llava.PLAN, build=lambda seed: (copy.deepcopy(built[0]), built[1]), batch=2, peak_rate=1e-2
         )
+        model, _ = loop.train(plan, tmp_path / folder, 6, 0, 0, lambda step, loss, seconds: None, save_every=2)
         assert not model.training
         return model.state_dict()
 
     straight = run("straight")
     plain_loss, calls = loop.loss_of, []
 
-    def stopping(model: Any, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def stopping(*args: Any) -> torch.Tensor:
         calls.append(None)
-        if len(calls) == 6:
+        if len(calls) == 5 * loop.PARTS:
             raise KeyboardInterrupt
-        return plain_loss(model, tensors)
+        return plain_loss(*args)
 
     monkeypatch.setattr(loop, "loss_of", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -355,7 +362,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert saved["step"] == 4
     assert not (tmp_path / "resumed" / "state.part").exists()
     resumed = run("resumed")
-    assert len(calls) == 6 + 2, "two steps were left"
+    assert len(calls) == (5 + 2) * loop.PARTS, "two steps were left"
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
     untrained = built[0].state_dict()
     assert any(not torch.equal(straight[key], untrained[key]) for key in straight)
@@ -368,14 +375,15 @@ def test_losses_are_logged_every_twenty_steps(
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     model = torch.nn.Module()
     model.weight = weight
-    monkeypatch.setattr(loop, "loss_of", lambda model, tensors: (model.weight - 1).square().mean())
+    monkeypatch.setattr(loop, "loss_of", lambda model, tensors, states: (model.weight - 1).square().mean())
     reports: list[int] = []
 
     def report(step: int, loss: float, seconds: float) -> None:
         assert seconds > 0
         reports.append(step)
 
-    loop.train(lambda seed: (model, built[1]), tmp_path, 84, 49, 40, 1, 0.05, 0, 0, report)
+    plan = dataclasses.replace(tiny_llava.PLAN, build=lambda seed: (model, built[1]), batch=1, peak_rate=0.05)
+    loop.train(plan, tmp_path, 40, 0, 0, report)
     log = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [entry["step"] for entry in log] == reports == [20, 40]
     assert 1 > log[0]["loss"] > log[1]["loss"]

@@ -16,7 +16,7 @@ from vlmsteer.errors import RecipeError, SiteError
 from vlmsteer.operations import OPERATIONS, WIDTHS
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.sites import Site
-from vlmsteer.tokens import EVERY, Selection
+from vlmsteer.tokens import EVERY, Selection, check_tower
 
 PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale"})  # computed in the model's dtype; the rest in float32
 
@@ -109,13 +109,10 @@ def _checked(taps: Mapping[Site, Tap], site: Site, edit: Edit) -> Tensor:
         layers = sorted(other.layer for other in taps if (other.tower, other.point) == (site.tower, site.point))
         have = f"layers {layers[0]} to {layers[-1]} there" if layers else "no such point"
         raise SiteError(f"The recipe edits {site}, but this model has {have}.")
-    if site.tower != "text" and edit.positions in ("last", "question", "generated"):
-        raise SiteError(
-            f"In the {site.tower} tower an edit can be at positions 'image' or 'all', not {edit.positions!r}."
-        )
+    check_tower(site.tower, edit.positions)
     vector, width = edit.vectors.layers[site.layer].float(), taps[site].width * WIDTHS.get(edit.operation, 1)
     heads = taps[site].heads
-    if heads and site.point == "head" and edit.operation == "scale" and vector.shape[-1] == heads:
+    if heads and edit.operation == "scale" and vector.shape[-1] == heads:
         vector = vector.repeat_interleave(width // heads)
     if vector.shape[-1] != width:
         raise RecipeError(f"The vector for {site} has {vector.shape[-1]} numbers; this model needs {width} there.")

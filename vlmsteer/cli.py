@@ -105,34 +105,38 @@ def demo(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the bundled models and the families and checkpoints that load."""
+    """List the families: their bundled models and published checkpoints, what each exposes and what it cannot."""
     from vlmsteer.loading import bundled
-    from vlmsteer.registry import FAMILIES
+    from vlmsteer.registry import FAMILIES, family_key
 
+    found: dict[str | None, list[str]] = {}
+    for name, path in bundled().items():
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found.setdefault(family_key(config["model_type"], config["text_config"].get("model_type")), []).append(name)
     rows = []
     for key in FAMILIES:
         family = FAMILIES.load(key)
-        names = {
-            name
-            for name, path in bundled().items()
-            if json.loads((path / "config.json").read_text())["model_type"] == key
-        }
         rows.append(
             {
-                "family": family.name, "model_type": key,
-                "bundled": sorted(names), "checkpoints": list(family.checkpoints),
-                "towers": [*family.towers, "projector"], "patch_grid": family.patch_grid, "notes": list(family.notes),
+                "family": family.name, "model_type": key, "class": family.architecture,
+                "bundled": sorted(found.get(key, [])), "checkpoints": list(family.checkpoints),
+                "sites": family.points, "patch_grid": family.boxes is not None,
+                "shares_image_prefix": family.image_first, "notes": list(family.notes),
             }
         )  # fmt: skip
     if as_json:
         _print_json(rows)
         return
-    table = Table("family", "bundled", "checkpoints", "towers", "notes")
+    table = Table("model", "family", "patch grid")
     for row in rows:
-        table.add_row(
-            row["family"], *("\n".join(row[key]) or "–" for key in ("bundled", "checkpoints", "towers", "notes"))
-        )
+        for name in (*row["bundled"], *row["checkpoints"]):
+            table.add_row(name, row["family"], "yes" if row["patch_grid"] else "no")
     out.print(table)
+    for row in rows:
+        towers = ", ".join(f"{tower} ({', '.join(points)})" for tower, points in row["sites"].items())
+        out.print(f"\n[bold]{row['family']}[/bold]: {towers}.")
+        for note in row["notes"]:
+            out.print(f"  {note[0].upper()}{note[1:]}.")
 
 
 @app.command()
@@ -330,7 +334,7 @@ def train(
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
 ) -> None:
-    """Train a bundled model from scratch; run again to resume."""
+    """Train a bundled model as its card says; run again to resume."""
     from vlmsteer.registry import BUILDERS
     from vlmsteer.training.run import train as run
 

@@ -12,7 +12,7 @@ import inspect
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,14 +25,24 @@ from vlmsteer.actions import Action, Tap
 from vlmsteer.errors import SiteError
 from vlmsteer.sites import Site
 from vlmsteer.states import States
-from vlmsteer.tokens import EVERY, Frame, Positions, Selection
+from vlmsteer.tokens import EVERY, Frame, Positions, Selection, check_tower
 
 
 class Prompt(NamedTuple):
-    """What the caller knows of the prompt: its columns with padding, and its question tokens, (rows, columns) bool."""
+    """What the caller knows of the prompt: its columns with padding, its question and image tokens, (rows, columns).
+
+    Where an encoder reads the prompt, `start` is how many tokens the decoder starts from.
+    """
 
     columns: int
     question: Tensor | None = None
+    image: Tensor | None = None
+    start: int | None = None
+
+    def repeat(self, count: int) -> Prompt:
+        """Every row `count` times in a row."""
+        question, image = (f if f is None else f.repeat_interleave(count, 0) for f in (self.question, self.image))
+        return Prompt(self.columns, question, image, self.start)
 
 
 @dataclass
@@ -65,29 +75,26 @@ class Instrument:
     """The hooks of one model.
 
     Args:
-        model: the root module; its forward is one frame.
+        model: the root module.
         taps: every site the model has.
+        family: the declaration of the model's family (`adapters.family.Family`).
         image_token: the id of an image placeholder.
-        skip: how many leading tokens of the vision tower are not patches.
-        tiles: how many vision rows each image has, from the forward's arguments; None means one.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        taps: Mapping[Site, Tap],
-        image_token: int | None,
-        skip: int,
-        tiles: Callable[[Mapping[str, Any]], list[int] | None],
-    ) -> None:
-        self.model, self.taps, self.image_token, self.skip, self.tiles = model, taps, image_token, skip, tiles
+    def __init__(self, model: nn.Module, taps: Mapping[Site, Tap], family: Any, image_token: int | None) -> None:
+        self.model, self.taps, self.family, self.image_token = model, taps, family, image_token
         # Reentrant: the garbage collector may close an abandoned stream while this thread holds the lock.
         self._lock = threading.RLock()
         self._users: Counter[Site] = Counter()
         self._handles: dict[Site, Any] = {}
-        self._root: tuple[Any, ...] = ()
-        self._arguments = tuple(inspect.signature(model.forward).parameters)
-        self._local = threading.local()
+        self._calls: list[Any] = []
+        # Calls that say which token is which, by module; that of the whole model also says whose image is whose.
+        self._described: dict[nn.Module, list[str]] = {model: []}
+        for name, tower in family.towers.items():
+            if tower.frame is not None:
+                self._described.setdefault(model.get_submodule(tower.frame), []).append(name)
+        self._arguments = {module: tuple(inspect.signature(module.forward).parameters) for module in self._described}
+        self._local = _Described()
         self._prompt_columns: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     @contextmanager
@@ -98,11 +105,12 @@ class Instrument:
                 self._users[site] += 1
                 if site not in self._handles:
                     self._handles[site] = self._register(site)
-            if sites and not self._root:
-                self._root = (
-                    self.model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
-                    self.model.register_forward_hook(self._end, always_call=True),
-                )
+            if sites and not self._calls:
+                for module in self._described:
+                    self._calls += [
+                        module.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
+                        module.register_forward_hook(self._end, always_call=True),
+                    ]
         try:
             yield
         finally:
@@ -113,9 +121,8 @@ class Instrument:
                         del self._users[site]
                         self._handles.pop(site).remove()
                 if not self._users:
-                    for handle in self._root:
-                        handle.remove()
-                    self._root = ()
+                    while self._calls:
+                        self._calls.pop().remove()
 
     @contextmanager
     def active(self, run: Run) -> Iterator[None]:
@@ -165,16 +172,37 @@ class Instrument:
         runs = self._runs()
         if not runs:
             return states
-        frame: Frame | None = getattr(self._local, "frame", None)
+        parts = self._parts(site, states)
+        if parts is None:
+            return self._work(site, states, runs, None)
+        rows = torch.nn.utils.rnn.pad_sequence([states[part] for part in parts], batch_first=True)
+        lengths = [len(part) for part in parts]
+        worked = self._work(site, rows, runs, torch.tensor(lengths, device=states.device))
+        if worked is rows:
+            return states
+        flat = torch.cat([row[:length] for row, length in zip(worked, lengths, strict=True)])
+        return flat[torch.cat(parts).argsort()]
+
+    def _parts(self, site: Site, states: Tensor) -> list[Tensor] | None:
+        """Where each image's tokens are, in a tower that takes all images as one sequence; None in others."""
+        if self.family.patches is None or site.tower not in ("vision", "projector"):
+            return None
+        if self._local.grids is None:
+            raise SiteError("Call the whole model or its vision tower: which patches are whose is not known otherwise.")
+        parts = self.family.patches(self.model.config, self._local.grids, states.shape[0])
+        return [part.to(states.device) for part in parts]
+
+    def _work(self, site: Site, states: Tensor, runs: list[Run], lengths: Tensor | None) -> Tensor:
         for run in runs:
             for action in run.actions.get(site, ()):
-                group, owners = self._ownership(site, states, frame, run.rows)
+                group, owners = self._ownership(site, states, run.rows)
                 rows = None if action.active is None else action.active.repeat_interleave(group)
-                selection = self._select(site, states, frame, action.positions, action.phase, rows)
+                selection = self._select(site, states, lengths, action.positions, action.phase, rows)
                 states = action(states, selection, group, owners)
         for run in runs:
             if run.states is not None and site in run.states._parts:
-                selection = self._select(site, states, frame, run.states.positions, run.states.phase)
+                selection = self._select(site, states, lengths, run.states.positions, run.states.phase)
+                frame = self._local.frames.get(site.tower)
                 new_prompt = site.tower != "text" or frame is None or frame.start == 0
                 states = run.states.record(site, states, selection, new_prompt)
         return states
@@ -183,62 +211,91 @@ class Instrument:
         self,
         site: Site,
         states: Tensor,
-        frame: Frame | None,
+        lengths: Tensor | None,
         positions: Positions,
         phase: str,
         active: Tensor | None = None,
     ) -> Selection | None:
-        if site.tower == "text":
+        check_tower(site.tower, positions, self.family.reads_prompt)
+        if site.tower != "text" and phase == "decode":
+            return None
+        frame = self._local.frames.get(site.tower)
+        tokens = self.family.towers[site.tower].frame is not None if site.tower in self.family.towers else False
+        if tokens and lengths is None:
             if frame is None:
                 raise SiteError(
                     "Call the whole model, not a part of it: which tokens are which is not known otherwise."
                 )
-            selection = frame.select(positions, phase, active)
-            if selection is None or selection.rows is None or selection.columns is None:
-                return selection
-            return Selection(selection.rows.to(states.device), selection.columns.to(states.device))
-        if phase == "decode":
-            return None
-        skip = self.skip if site.tower == "vision" else 0
-        if positions == "all" or (positions == "image" and not skip):
+            if site.tower != "qformer" or states.shape[1] == frame.length:
+                selection = frame.select(positions, phase, active)
+                if selection is None or selection.rows is None or selection.columns is None:
+                    return selection
+                return Selection(selection.rows.to(states.device), selection.columns.to(states.device))
+            if positions == "question":
+                raise SiteError(f"Only the queries pass {site}, not the question's tokens.")
+        skip = self.family.skip(self.model.config) if site.tower == "vision" else 0
+        if lengths is None and (positions == "all" or (positions == "image" and not skip)):
             return EVERY
-        count = states.shape[1]
-        if positions == "image":
-            columns = torch.arange(skip, count, device=states.device)
-        elif isinstance(positions, tuple):
-            outside = [index for index in positions if not -count <= index < count]
-            if outside:
-                raise SiteError(f"The {site.tower} tower has {count} tokens here; there is no token {outside[0]}.")
-            columns = torch.tensor([index % count for index in positions], device=states.device)
+        counts = lengths if lengths is not None else torch.full((len(states),), states.shape[1], device=states.device)
+        place = torch.arange(states.shape[1], device=states.device)
+        if isinstance(positions, tuple):
+            chosen = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
+            for index in positions:
+                if not -int(counts.min()) <= index < int(counts.min()):
+                    raise SiteError(
+                        f"The {site.tower} tower has {int(counts.min())} tokens here; there is no token {index}."
+                    )
+                chosen |= place == (counts + index if index < 0 else torch.full_like(counts, index))[:, None]
         else:
-            raise SiteError(f"In the {site.tower} tower, positions are 'image', 'all' or indices, not {positions!r}.")
-        rows = torch.arange(states.shape[0], device=states.device)
-        return Selection(rows.repeat_interleave(len(columns)), columns.repeat(len(rows)))
+            chosen = (place >= (skip if positions == "image" else 0)) & (place < counts[:, None])
+        rows, columns = chosen.nonzero(as_tuple=True)
+        return Selection(rows, columns)
 
-    def _ownership(
-        self, site: Site, states: Tensor, frame: Frame | None, rows: int | None
-    ) -> tuple[int, Tensor | None]:
+    def _ownership(self, site: Site, states: Tensor, rows: int | None) -> tuple[int, Tensor | None]:
         """How this tower's batch maps to the caller's rows: (consecutive rows for each, or an explicit map)."""
         if rows is None:
             return 1, None
-        owners = getattr(self._local, "image_rows", None)
-        if site.tower != "text" and (frame is None or owners is None or len(owners) != states.shape[0]):
+        frame, owners, batch = self._local.frames.get(site.tower), self._local.image_rows, self._local.batch
+        of_images = site.tower not in ("encoder", "text")
+        if of_images and (owners is None or len(owners) != states.shape[0]):
             raise SiteError(
                 f"Which image belongs to which row is not known, so rows cannot differ in the {site.tower} tower. "
                 "transformers' generate reads images before it passes the tokens: use session.ask_many, or one recipe."
             )
-        batch = frame.batch if frame is not None else states.shape[0]
+        if not of_images:
+            batch = frame.batch if frame is not None else states.shape[0]
         if batch % rows:
             raise SiteError(f"There are recipes for {rows} rows, but the batch has {batch}.")
         group = batch // rows
-        return (group, None) if site.tower == "text" or owners is None else (1, owners // group)
+        return (1, owners // group) if of_images and owners is not None else (group, None)
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
-        """Before the root's forward: describe the tokens it brings."""
+        """Before a call that says which token is which: describe the tokens it brings."""
         runs = self._runs()
         if kwargs is None or not runs:
             return
-        kwargs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(self._arguments[module], args, strict=False)), **kwargs}
+        if module is self.model:
+            self._whose(kwargs)
+        for tower in self._described[module]:
+            if tower == "vision":
+                self._local.grids = kwargs["grid_thw"]
+            elif tower == "qformer":
+                self._local.frames[tower] = _queries(kwargs)
+            else:
+                self._local.frames[tower] = self._tokens(tower, kwargs, runs)
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """After such a call: what comes next is not described by its tokens."""
+        if module is self.model:
+            self._local.image_rows = None
+        for tower in self._described[module]:
+            self._local.frames.pop(tower, None)
+            if tower == "vision":
+                self._local.grids = None
+
+    def _tokens(self, tower: str, kwargs: Mapping[str, Any], runs: list[Run]) -> Frame:
+        """The frame of a tower that takes in tokens."""
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         source = ids if ids is not None else embeds
         if source is None:
@@ -247,6 +304,8 @@ class Instrument:
         cache = kwargs.get("past_key_values")
         start = cache.get_seq_length() if cache is not None else 0
         prompt = next((run.prompt for run in reversed(runs) if run.prompt), None)
+        if prompt is not None and tower != self.family.reads_prompt:
+            prompt = Prompt(prompt.start) if prompt.start else None
         columns: int
         if prompt is not None:
             columns = prompt.columns
@@ -258,34 +317,54 @@ class Instrument:
         if cache is not None and start == 0:
             self._prompt_columns[cache] = columns
         frame = Frame(batch, length, start, columns, source.device)
-        self._local.image_rows = None
         if start < columns:
             mask = kwargs.get("attention_mask")
             if mask is not None and mask.dim() == 2:
                 frame.valid = mask[:, -length:].bool()
+
+            def flags(known: Tensor) -> Tensor:
+                part = known[:, start : start + length].to(source.device)
+                part = torch.nn.functional.pad(part, (0, length - part.shape[1]))
+                return part.repeat_interleave(batch // part.shape[0], 0)
+
             if ids is not None and self.image_token is not None:
-                image = frame.image = ids == torch.tensor(self.image_token, device=ids.device)
-                self._local.image_rows = self._image_rows(image, kwargs)
+                frame.image = ids == self.image_token
+            elif prompt is not None and prompt.image is not None:
+                frame.image = flags(prompt.image)
             if prompt is not None and prompt.question is not None:
-                question = prompt.question[:, start : start + length].to(source.device)
-                question = torch.nn.functional.pad(question, (0, length - question.shape[1]))
-                frame.question = question.repeat_interleave(batch // question.shape[0], 0)
-        self._local.frame = frame
+                frame.question = flags(prompt.question)
+        return frame
 
-    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """After the root's forward: what comes next is not described by its tokens."""
-        self._local.frame = self._local.image_rows = None
-
-    def _image_rows(self, image: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
-        """(vision rows,) the text row that each image (or tile of one) belongs to."""
-        pixels = kwargs.get("pixel_values")
-        if pixels is None:
-            return None
-        images, counts = pixels.shape[0], image.sum(1)
+    def _whose(self, kwargs: Mapping[str, Any]) -> None:
+        """Note the text row that each vision row (an image, or a tile of one) belongs to."""
+        self._local.image_rows = None
+        ids, pixels = kwargs.get("input_ids"), kwargs.get("pixel_values")
+        if ids is None or pixels is None or self.image_token is None:
+            return
+        counts = (ids == self.image_token).sum(1)
+        tiles = self.family.image_rows(self.model.config, kwargs)
         rows = counts.nonzero().flatten()
-        if len(rows) != images:
+        if len(rows) != len(tiles):
             rows = torch.arange(len(counts), device=counts.device).repeat_interleave(
-                counts * images // counts.sum().clamp(min=1)
+                counts * len(tiles) // counts.sum().clamp(min=1)
             )
-        tiles = self.tiles(kwargs)
-        return rows if tiles is None else rows.repeat_interleave(torch.tensor(tiles, device=rows.device))
+        self._local.batch = len(ids)
+        self._local.image_rows = rows.repeat_interleave(torch.tensor(tiles, device=rows.device))
+
+
+class _Described(threading.local):
+    """What the calls under way in this thread have said about their tokens."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, Frame] = {}
+        self.grids: Tensor | None = None
+        self.image_rows: Tensor | None = None
+        self.batch = 0
+
+
+def _queries(kwargs: Mapping[str, Any]) -> Frame:
+    """The Q-Former's tokens: its queries, which stand for the image, then the question's."""
+    valid, queries = kwargs["attention_mask"].bool(), kwargs["query_embeds"].shape[1]
+    batch, length = valid.shape
+    image = torch.arange(length, device=valid.device).expand_as(valid) < queries
+    return Frame(batch, length, 0, length, valid.device, valid, image, valid & ~image)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmsteer.errors import ModelError, did_you_mean
-from vlmsteer.registry import FAMILIES
+from vlmsteer.registry import family_of
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -59,9 +59,7 @@ def load(
         raise ModelError(f"The folder {name!r} holds no config.json, so it is not a checkpoint.")
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-        if config.model_type not in FAMILIES:
-            raise ModelError(f"{name!r} is a {config.model_type!r} model; supported families: {', '.join(FAMILIES)}.")
-        family = FAMILIES.load(config.model_type)
+        family = family_of(config)
         if dtype is None:
             dtype = "auto" if torch.cuda.is_available() else torch.float32
         model, loaded = getattr(transformers, family.architecture).from_pretrained(

@@ -14,13 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmsteer.adapters.family import Family
 from vlmsteer.errors import InputError
 from vlmsteer.hooks import Prompt
 from vlmsteer.images import open_image
 
 
 class Layout(NamedTuple):
-    """Tensors for one forward: its arguments, (rows, columns) positions, and what is known of the whole prompt."""
+    """Tensors for one forward: its arguments, the tokens' positions, and what is known of the whole prompt.
+
+    Positions are (rows, columns), with several axes (rows, columns, axes).
+    """
 
     inputs: dict[str, Tensor]
     positions: Tensor
@@ -38,27 +42,41 @@ class Layout(NamedTuple):
     def repeat(self, count: int) -> Layout:
         """Every row `count` times in a row."""
         inputs = {name: tensor.repeat_interleave(count, 0) for name, tensor in self.inputs.items()}
-        question = self.prompt.question
-        question = None if question is None else question.repeat_interleave(count, 0)
-        return Layout(inputs, self.positions.repeat_interleave(count, 0), Prompt(self.prompt.columns, question))
+        return Layout(inputs, self.positions.repeat_interleave(count, 0), self.prompt.repeat(count))
 
 
 class Row(NamedTuple):
-    """One prompt without padding: token ids, which of them are the question's, how many come up to the image's end."""
+    """One prompt without padding.
 
-    ids: list[int]
-    question: list[bool]
+    `ids`, `question` (which are the question's) and `positions` are (tokens,), the last perhaps (tokens, axes);
+    `prefix` is how many tokens come up to the image's end; `asked` is the question as other towers take it.
+    """
+
+    ids: Tensor
+    question: Tensor
+    positions: Tensor
     prefix: int
+    asked: dict[str, Tensor]
 
 
 @dataclass
 class Encoded:
-    """Prompts of a batch. `owners[row]` is the number of the row's image among `vision`'s, or -1."""
+    """Prompts of a batch.
+
+    Attributes:
+        rows: the prompts.
+        images: what the processor made of each image, tensors whose first dimension is the model's own.
+        owners: for each row the number of its image, or -1.
+        padding, image_token: token ids.
+        start: the decoder's start token if an encoder reads the prompt, else None.
+    """
 
     rows: list[Row]
-    vision: dict[str, Tensor]
+    images: list[dict[str, Tensor]]
     owners: list[int]
     padding: int
+    image_token: int
+    start: int | None = None
 
     @property
     def images_used(self) -> int:
@@ -69,94 +87,132 @@ class Encoded:
         """True if every row begins with the same tokens up to the end of its image."""
         first = self.rows[0]
         return all(
-            owner >= 0 and row.prefix == first.prefix and row.ids[: row.prefix] == first.ids[: first.prefix]
+            owner >= 0 and row.prefix == first.prefix and torch.equal(row.ids[: row.prefix], first.ids[: first.prefix])
             for row, owner in zip(self.rows, self.owners, strict=True)
         )
 
     def whole(self, device: torch.device) -> Layout:
         """Left-padded prompts with an image for each row that has one."""
-        layout = self._padded([row.ids for row in self.rows], [row.question for row in self.rows], 0, device)
-        shown = [owner for owner in self.owners if owner >= 0]
-        for name, tensor in self.vision.items():
-            layout.inputs[name] = tensor[shown].to(device)
-        return layout
+        layout = self._padded(0, device)
+        shown = [row for row, owner in enumerate(self.owners) if owner >= 0]
+        layout.inputs.update(self._joined([self.images[self.owners[row]] for row in shown], device))
+        layout.inputs.update(_side_by_side([self.rows[row].asked for row in shown], device))
+        if self.start is None:
+            return layout
+        inputs = {
+            "encoder_" + {"input_ids": "ids", "attention_mask": "mask"}[name]: layout.inputs.pop(name)
+            for name in ("input_ids", "attention_mask")
+        }
+        start = torch.full((len(self.rows), 1), self.start, device=device)
+        inputs |= {"input_ids": start, "attention_mask": torch.ones_like(start), **layout.inputs}
+        return Layout(inputs, torch.zeros_like(start), layout.prompt._replace(start=1))
 
     def split(self, device: torch.device) -> tuple[Layout, Layout]:
         """The shared prefix, one row an image, and the rest of each row padded between the two."""
-        length = self.rows[0].prefix
-        images = 1 + max(self.owners)
-        ids = torch.tensor([self.rows[0].ids[:length]] * images, device=device)
-        positions = torch.arange(length, device=device).expand(images, -1)
-        suffix = self._padded(
-            [row.ids[length:] for row in self.rows], [row.question[length:] for row in self.rows], length, device
-        )
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs |= {name: tensor.to(device) for name, tensor in self.vision.items()}
+        length, firsts = self.rows[0].prefix, [self.owners.index(number) for number in range(len(self.images))]
+        ids = torch.stack([self.rows[row].ids[:length] for row in firsts]).to(device)
+        positions = torch.stack([self.rows[row].positions[:length] for row in firsts]).to(device)
+        suffix = self._padded(length, device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._joined(self.images, device)}
         return Layout(inputs, positions, Prompt(suffix.prompt.columns)), suffix
 
-    def _padded(self, ids: list[list[int]], question: list[list[bool]], before: int, device: torch.device) -> Layout:
-        length = max(map(len, ids))
+    def _padded(self, before: int, device: torch.device) -> Layout:
+        """What follows the first `before` tokens of each row, padded to the left of it."""
+        length = max(len(row.ids) for row in self.rows) - before
         columns = before + length
-        tokens = torch.full((len(ids), length), self.padding)
-        mask, flags = torch.zeros(len(ids), columns, dtype=torch.long), torch.zeros(len(ids), columns, dtype=torch.bool)
-        mask[:, :before] = 1
-        for i, (row, asked) in enumerate(zip(ids, question, strict=True)):
-            tokens[i, length - len(row) :] = torch.tensor(row)
-            mask[i, columns - len(row) :] = 1
-            flags[i, columns - len(row) :] = torch.tensor(asked)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, before:]
-        inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
-        return Layout(inputs, positions.to(device), Prompt(columns, flags.to(device)))
+
+        def flush(name: str, fill: int) -> Tensor:
+            parts = [getattr(row, name)[before:] for row in self.rows]
+            return torch.stack(
+                [torch.cat([part.new_full((length - len(part), *part.shape[1:]), fill), part]) for part in parts]
+            ).to(device)
+
+        mask = torch.zeros(len(self.rows), columns, dtype=torch.long)
+        for i, row in enumerate(self.rows):
+            mask[i, :before] = 1
+            mask[i, columns - (len(row.ids) - before) :] = 1
+        ids, asked = flush("ids", self.padding), flush("question", 0)
+        none = torch.zeros(len(self.rows), before, dtype=torch.bool, device=device)
+        prompt = Prompt(columns, torch.cat([none, asked], 1), torch.cat([none, ids == self.image_token], 1))
+        return Layout({"input_ids": ids, "attention_mask": mask.to(device)}, flush("positions", 0), prompt)
+
+    def _joined(self, images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+        """The images' tensors one after the other, padded with zeros where they differ in shape."""
+        joined = {}
+        for name in images[0] if images else ():
+            parts = [image[name] for image in images]
+            shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+            for i, part in enumerate(parts):
+                missing = [
+                    side for size, have in zip(reversed(shape), reversed(part.shape[1:]), strict=True)
+                    for side in (0, size - have)
+                ]  # fmt: skip
+                parts[i] = torch.nn.functional.pad(part, missing)
+            joined[name] = torch.cat(parts).to(device)
+        return joined
+
+
+def _side_by_side(rows: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """(rows, columns) tensors, padded with zeros on the right."""
+    names = rows[0] if rows else ()
+    return {
+        name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True).to(device)
+        for name in names
+    }
 
 
 class Encoder:
     """Makes prompts in a model's own format with its own processor."""
 
-    def __init__(self, processor: Any, config: Any) -> None:
-        self.processor, self.tokenizer = processor, processor.tokenizer
+    def __init__(self, processor: Any, config: Any, family: Family) -> None:
+        self.processor, self.tokenizer, self.config, self.family = processor, processor.tokenizer, config, family
         self.image_token: int = config.image_token_id
         self.limit: int = getattr(config.text_config, "max_position_embeddings", 0) or 0
+        self.start: int | None = None
+        if family.reads_prompt == "encoder":
+            self.start = config.text_config.decoder_start_token_id
         self._tails: dict[bool, str] = {}
 
     def encode(self, images: Sequence[Image.Image | str | None], questions: Sequence[str]) -> Encoded:
-        """Encode one batch; an image object given several times is processed once.
+        """Encode one batch; an image object given several times is kept once.
 
         Raises:
             InputError: if a question is empty, holds the image placeholder, or is too long; if an image cannot be read.
         """
         if len(images) != len(questions) or not len(questions):
             raise InputError(f"There are {len(images)} images and {len(questions)} questions; give one for one.")
-        unique: dict[Any, int] = {}
-        opened: list[Image.Image] = []
-        owners: list[int] = []
-        for image in images:
-            if image is None:
-                owners.append(-1)
-                continue
-            key = image if isinstance(image, str) else id(image)
-            if key not in unique:
-                unique[key] = len(opened)
-                opened.append(open_image(image))
-            owners.append(unique[key])
-        vision: dict[str, Tensor] = {}
+        opened, owners = _unique(images)
         texts = [self._prompt(question, owner >= 0) for question, owner in zip(questions, owners, strict=True)]
-        shown = [opened[owner] for owner in owners if owner >= 0]
-        batch = self.processor(images=shown or None, text=texts, return_offsets_mapping=True, padding=False)
-        if shown:
-            # One entry for each image, whichever row it was asked about first.
-            firsts = [[owner for owner in owners if owner >= 0].index(number) for number in range(len(opened))]
-            vision = {
-                name: torch.stack([torch.as_tensor(values[i]) for i in firsts])
-                for name, values in batch.items()
-                if name not in ("input_ids", "attention_mask", "offset_mapping")
-            }
-        rows = [
-            self._row(ids, offsets, text.removesuffix(self._tail(owner >= 0)), text, question)
-            for ids, offsets, text, question, owner in zip(
-                batch["input_ids"], batch["offset_mapping"], texts, questions, owners, strict=True
-            )
-        ]
-        return Encoded(rows, vision, owners, self.tokenizer.pad_token_id)
+        read: list[dict[str, Tensor]] = [{} for _ in opened]
+        rows: dict[int, Row] = {}
+        for shown in (True, False):
+            numbers = [row for row, owner in enumerate(owners) if (owner >= 0) == shown]
+            if not numbers:
+                continue
+            given = {"images": [opened[owners[row]] for row in numbers]} if shown else {}
+            text = [texts[row] for row in numbers]
+            batch = dict(self.processor(text=text, return_offsets_mapping=True, padding=False, **given))
+            tokens = {name: batch.pop(name) for name in ("input_ids", "offset_mapping")}
+            asked = {name: batch.pop(name) for name in self.family.question_inputs}
+            for name in ("attention_mask", "mm_token_type_ids"):
+                batch.pop(name, None)
+            for row, image in zip(numbers, self._images(batch, len(numbers)), strict=True) if shown else ():
+                read[owners[row]] = image
+            for i, row in enumerate(numbers):
+                aside = {name: torch.as_tensor(values[i]) for name, values in asked.items()} if shown else {}
+                image = read[owners[row]] if shown else None
+                ids, offsets = torch.as_tensor(tokens["input_ids"][i]), tokens["offset_mapping"][i]
+                rows[row] = self._row(ids, offsets, texts[row], questions[row], image, aside)
+        ordered = [rows[row] for row in range(len(questions))]
+        return Encoded(ordered, read, owners, self.tokenizer.pad_token_id, self.image_token, self.start)
+
+    def _images(self, batch: dict[str, Any], count: int) -> list[dict[str, Tensor]]:
+        """What the processor made of each of `count` images, with a first dimension as the model wants it."""
+        if "image_grid_thw" in batch:  # all images' patches follow each other in one tensor
+            grids = torch.as_tensor(batch["image_grid_thw"])
+            patches = torch.as_tensor(batch["pixel_values"]).split(grids.prod(-1).tolist())
+            return [{"pixel_values": patches[i], "image_grid_thw": grids[i : i + 1]} for i in range(count)]
+        return [{name: torch.as_tensor(values[i])[None] for name, values in batch.items()} for i in range(count)]
 
     def decode(self, tokens: Tensor) -> str:
         """The text of generated tokens."""
@@ -165,12 +221,14 @@ class Encoder:
     def _prompt(self, question: str, image: bool) -> str:
         if not isinstance(question, str) or not question.strip():
             raise InputError("The question is empty: write what you want to know about the image.")
-        marker = self.processor.image_token
+        marker = str(self.processor.image_token)
         if marker in question:
             raise InputError(f"The question holds {marker!r}, which stands for the image itself; leave it out.")
         return self._render(question, image)
 
     def _render(self, question: str, image: bool) -> str:
+        if self.family.bare_prompt:
+            return question
         content = [{"type": "image"}] * image + [{"type": "text", "text": question}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -181,14 +239,44 @@ class Encoder:
             self._tails[image] = self._render(mark, image).rpartition(mark)[2]
         return self._tails[image]
 
-    def _row(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], asked: str, text: str, question: str) -> Row:
+    def _row(
+        self,
+        ids: Tensor,
+        offsets: Sequence[tuple[int, int]],
+        text: str,
+        question: str,
+        image: dict[str, Tensor] | None,
+        asked: dict[str, Tensor],
+    ) -> Row:
         if self.limit and len(ids) >= self.limit:
             raise InputError(
                 f"The prompt has {len(ids)} tokens; this model takes fewer than {self.limit}. Shorten the question."
             )
-        # The processor lengthens the text before the question (one placeholder a patch), so count from its end.
-        end = max(stop for _, stop in offsets) - (len(text) - len(asked))
-        start = end - len(question if asked.endswith(question) else question.strip())
-        inside = [start < stop and begin < end and stop > begin for begin, stop in offsets]
-        prefix = len(ids) - list(reversed(ids)).index(self.image_token) if self.image_token in ids else 0
-        return Row(list(ids), inside, prefix)
+        placeholders = (ids == self.image_token).nonzero().flatten()
+        prefix = int(placeholders[-1]) + 1 if len(placeholders) else 0
+        # The processor lengthens the text before the question (one placeholder a token), so count from its end.
+        before = text.removesuffix(self._tail(image is not None))
+        end = max(stop for _, stop in offsets[prefix:]) - (len(text) - len(before))
+        start = end - len(question if before.endswith(question) else question.strip())
+        inside = [
+            column >= prefix and first < last and first < end and last > start
+            for column, (first, last) in enumerate(offsets)
+        ]
+        return Row(ids, torch.tensor(inside), self.family.positions(self.config, ids, image), prefix, asked)
+
+
+def _unique(images: Sequence[Image.Image | str | None]) -> tuple[list[Image.Image], list[int]]:
+    """The different images, opened, and for each given one its number among them, or -1 for none."""
+    numbers: dict[Any, int] = {}
+    opened: list[Image.Image] = []
+    owners: list[int] = []
+    for image in images:
+        if image is None:
+            owners.append(-1)
+            continue
+        key = image if isinstance(image, str) else id(image)
+        if key not in numbers:
+            numbers[key] = len(opened)
+            opened.append(open_image(image))
+        owners.append(numbers[key])
+    return opened, owners

@@ -48,14 +48,40 @@ class Registry:
         return name in self._entries
 
 
-# transformers' model_type -> the family's declaration
+# transformers' model_type, where its language model makes a difference "model_type/language model" -> the declaration
 FAMILIES = Registry("model family")
 FAMILIES.add("llava", "vlmsteer.adapters.llava:LLAVA")
 FAMILIES.add("llava_next", "vlmsteer.adapters.llava:LLAVA_NEXT")
+FAMILIES.add("llava_onevision", "vlmsteer.adapters.llava:LLAVA_ONEVISION")
+FAMILIES.add("instructblip", "vlmsteer.adapters.instructblip:INSTRUCTBLIP")
+FAMILIES.add("instructblip/t5", "vlmsteer.adapters.instructblip:INSTRUCTBLIP_T5")
+FAMILIES.add("qwen2_vl", "vlmsteer.adapters.qwen_vl:QWEN2_VL")
+FAMILIES.add("qwen2_5_vl", "vlmsteer.adapters.qwen_vl:QWEN2_5_VL")
+FAMILIES.add("qwen3_vl", "vlmsteer.adapters.qwen_vl:QWEN3_VL")
+
+
+def family_of(config: Any) -> Any:
+    """The declaration of the family that a model's configuration belongs to.
+
+    Raises:
+        ModelError: if the family is not supported.
+    """
+    key = family_key(config.model_type, getattr(getattr(config, "text_config", None), "model_type", None))
+    if key is None:
+        raise ModelError(f"This is a {config.model_type!r} model; supported families: {', '.join(FAMILIES)}.")
+    return FAMILIES.load(key)
+
+
+def family_key(model_type: str, language: str | None) -> str | None:
+    """The family's name in the table, from the two model types of a configuration; None if it is not supported."""
+    return next((name for name in (f"{model_type}/{language}", model_type) if name in FAMILIES), None)
+
 
 # model name -> how `vlmsteer train` makes it
 BUILDERS = Registry("bundled model")
 BUILDERS.add("tiny-llava", "vlmsteer.training.tiny_llava:PLAN")
+BUILDERS.add("tiny-instructblip", "vlmsteer.training.tiny_instructblip:PLAN")
+BUILDERS.add("tiny-qwen-vl", "vlmsteer.training.tiny_qwen_vl:PLAN")
 
 METHODS = Registry("method")
 METHODS.add("pvp", "vlmsteer.methods.pvp:learn")

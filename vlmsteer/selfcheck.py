@@ -19,6 +19,13 @@ from vlmsteer.sites import Site
 from vlmsteer.states import States
 from vlmsteer.vectors import Vectors
 
+# A point inside, what its output projection makes of it, and how that is called in a sentence.
+PROJECTED = (
+    ("head", "attn_out", "its heads"),
+    ("cross_head", "cross_out", "its heads"),
+    ("neuron", "mlp_out", "its neurons"),
+)
+
 
 def check(session: Session) -> None:
     """Run the check.
@@ -65,18 +72,25 @@ def _adds_up(session: Session, states: States, logits: Tensor) -> None:
             raise ModelError(f"{tower}.{layer}.{point} is not declared at the module that takes it.") from error
 
     for tower, declared in session.family.towers.items():
-        for layer in range(session.layers(tower) if declared.pre_norm else 0):
+        for layer in range(session.layers(tower)):
+            points = {site.point for site in session.sites if (site.tower, site.layer) == (tower, layer)}
+            for inner, outer, what in PROJECTED:
+                if outer in points:
+                    made = through(tower, layer, inner, read(tower, layer, inner))
+                    _same(read(tower, layer, outer), made, f"{tower}.{layer}.{outer}", what)
             stream = read(tower, layer, "block_in")
             if layer:
-                _same(stream, read(tower, layer - 1, "block_out"), f"{tower}.{layer}.block_in", "the block before it")
-            attention, mlp = read(tower, layer, "attn_out"), read(tower, layer, "mlp_out")
-            for point, expected, reason in (
-                ("norm_out", through(tower, layer, "norm_out", stream + _on(stream, attention)), "the stream's norm"),
-                ("attn_out", through(tower, layer, "head", read(tower, layer, "head")), "its heads"),
-                ("mlp_out", through(tower, layer, "neuron", read(tower, layer, "neuron")), "its neurons"),
-                ("block_out", stream + _on(stream, attention) + _on(stream, mlp), "its parts"),
-            ):
-                _same(read(tower, layer, point), expected, f"{tower}.{layer}.{point}", reason)
+                part = slice(None) if declared.stitched else slice(-1, None)  # the last token is text
+                before = read(tower, layer - 1, "block_out")[part]
+                _same(stream[part], before, f"{tower}.{layer}.block_in", "the block before it")
+            if not declared.pre_norm:
+                continue
+            for point in ("attn_out", "cross_out"):
+                stream = stream + _on(stream, read(tower, layer, point)) if point in points else stream
+            normed = through(tower, layer, "norm_out", stream)
+            _same(read(tower, layer, "norm_out"), normed, f"{tower}.{layer}.norm_out", "the stream's norm")
+            total = stream + _on(stream, read(tower, layer, "mlp_out"))
+            _same(read(tower, layer, "block_out"), total, f"{tower}.{layer}.block_out", "its parts")
     with torch.no_grad():
         said = session.unembed(read("text", session.layers() - 1, "block_out")[-1])
     _same(logits, said, "The logits", "the last block, the final norm and the unembedding")
@@ -87,8 +101,10 @@ def _on(stream: Tensor, other: Tensor) -> Tensor:
 
 
 def _same(seen: Tensor, expected: Tensor, what: str, reason: str) -> None:
-    difference = (seen.float() - _on(seen, expected).float()).norm()
     tolerance = 1e-3 if seen.dtype in (torch.float32, torch.float64) else 0.1
+    difference = torch.tensor(torch.inf)
+    if seen.shape == expected.shape:
+        difference = (seen.float() - _on(seen, expected).float()).norm()
     if not difference <= tolerance * seen.float().norm() + 1e-6:
         raise ModelError(f"{what} does not follow from {reason}: the family's declaration does not fit this model.")
 

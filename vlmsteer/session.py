@@ -20,6 +20,7 @@ from vlmsteer.actions import compile_actions
 from vlmsteer.adapters.family import Family, find
 from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
 from vlmsteer.hooks import Instrument, Prompt, Run
+from vlmsteer.images import open_image
 from vlmsteer.prompts import Encoded, Encoder, Layout
 from vlmsteer.recipe import Recipe
 from vlmsteer.sites import Site, expand
@@ -30,11 +31,15 @@ Recipes = Recipe | Sequence[Recipe | None] | None
 
 
 class Prefilled(NamedTuple):
-    """A prompt that has been read: its last token's logits (rows, vocabulary), the cache, the mask over its columns."""
+    """A prompt that has been read: its last token's logits (rows, vocabulary), the cache, the mask over its columns.
+
+    `position` (rows, 1) or (rows, 1, axes) is the last token's.
+    """
 
     logits: Tensor
     cache: Any
     mask: Tensor
+    position: Tensor
 
 
 class Session:
@@ -50,15 +55,10 @@ class Session:
         self.model, self.processor, self.name, self.family, self.revision = model, processor, name, family, revision
         self.taps = family.taps(model)
         self.sites = list(self.taps)
-        self.encoder = Encoder(processor, model.config)
-        self.instrument = Instrument(
-            model,
-            self.taps,
-            self.encoder.image_token,
-            family.skip(model.config),
-            lambda arguments: family.tiles(model.config, arguments),
-        )
+        self.encoder = Encoder(processor, model.config, family)
+        self.instrument = Instrument(model, self.taps, family, self.encoder.image_token)
         end = model.generation_config.eos_token_id
+        end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
         self._end = torch.tensor(ends, dtype=torch.long, device=self.device)
 
@@ -154,7 +154,13 @@ class Session:
         self.check(recipes)
         listed = [recipes] * len(owners) if recipes is None or isinstance(recipes, Recipe) else recipes
         for row, (recipe, owner) in enumerate(zip(listed, owners, strict=False)):
-            if recipe and owner < 0 and any(edit.vectors.tower != "text" and edit.strength for edit in recipe.edits):
+            if (
+                recipe
+                and owner < 0
+                and any(
+                    edit.vectors.tower in ("vision", "qformer", "projector") and edit.strength for edit in recipe.edits
+                )
+            ):
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
         actions, rows = compile_actions(self.taps, recipes)
         return Run(actions, rows, prompt=prompt)
@@ -178,8 +184,8 @@ class Session:
         layout = encoded.whole(self.device)
         run = self._run(recipe, layout.prompt, encoded.owners)
         with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad():
-            tokens = self.model.generate(**layout.inputs, max_new_tokens=max_new_tokens, **generation)
-        return self.encoder.decode(tokens[0, layout.prompt.columns :])
+            tokens = self.family.generate(self.model, layout.inputs, max_new_tokens=max_new_tokens, **generation)
+        return self.encoder.decode(tokens[0, layout.positions.shape[1] :])
 
     def stream(
         self, image: Image.Image | str | None, question: str, recipe: Recipe | None = None, max_new_tokens: int = 48
@@ -268,17 +274,12 @@ class Session:
 
     def _forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
         with self.instrument.active(run), torch.set_grad_enabled(grad):
-            return self.model(
-                **layout.inputs,
-                position_ids=layout.positions,
-                past_key_values=cache,
-                use_cache=use_cache,
-                logits_to_keep=1,
-            )
+            return self.family.call(self.model, dict(layout.inputs), layout.positions, cache, use_cache)
 
     def _prefill(self, layout: Layout, run: Run, past: Any = None, grad: bool = False, cache: bool = True) -> Prefilled:
         outputs = self._forward(layout, replace(run, prompt=layout.prompt), past, grad, cache)
-        return Prefilled(outputs.logits[:, -1], outputs.past_key_values, layout.inputs["attention_mask"])
+        mask, position = layout.inputs["attention_mask"], layout.positions[:, -1:]
+        return Prefilled(outputs.logits[:, -1], outputs.past_key_values, mask, position)
 
     def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run) -> tuple[Prefilled, Run]:
         """Prefill; rows about one image share its prefix unless something reads or edits it."""
@@ -329,7 +330,7 @@ class Session:
         """Greedy tokens (rows,), step by step; finished rows give padding."""
         if limit < 1:
             raise InputError(f"An answer has at least one token; max_new_tokens is {limit}.")
-        logits, cache, mask = prefilled
+        logits, cache, mask, position = prefilled
         padding = self.tokenizer.pad_token_id
         finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         for step in range(limit):
@@ -340,14 +341,29 @@ class Session:
                 return
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             inputs = {"input_ids": tokens[:, None], "attention_mask": mask}
-            layout = Layout(inputs, mask.sum(1, keepdim=True) - 1, run.prompt)  # pyright: ignore[reportArgumentType]
-            logits = self._forward(layout, run, cache).logits[:, -1]
+            position = position + 1
+            outputs = self._forward(Layout(inputs, position, run.prompt), run, cache)  # pyright: ignore[reportArgumentType]
+            logits, cache = outputs.logits[:, -1], outputs.past_key_values
 
     def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
         tokens = torch.stack(list(self._steps(prefilled, run, limit)), 1)
         return [self.encoder.decode(row) for row in tokens]
 
+    def boxes(self, image: Image.Image | str) -> Tensor:
+        """(image tokens, 4): the part of the image that each of its tokens in the prompt shows.
+
+        A box is (left, top, right, bottom) as fractions of the image; that of a token which ends a row is NaN.
+
+        Raises:
+            SiteError: if this family's image tokens are no cells of a grid.
+        """
+        if self.family.boxes is None:
+            raise SiteError(f"The image tokens of {self.family.name} are no cells of a grid over the image.")
+        opened = open_image(image)
+        read = self.encoder.encode([opened], ["?"]).images[0]
+        return self.family.boxes(self.model.config, self.processor, opened.size, read)
+
     def unembed(self, states: Tensor) -> Tensor:
         """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once."""
         norm, head = find(self.model, self.family.final_norm), find(self.model, self.family.unembedding)
-        return head(norm(states))
+        return head(norm(states) * self.family.logit_scale(self.model.config))

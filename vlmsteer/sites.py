@@ -11,16 +11,19 @@ from dataclasses import dataclass
 
 from vlmsteer.errors import SiteError, did_you_mean
 
-TOWERS = ("vision", "qformer", "projector", "text")
+TOWERS = ("vision", "qformer", "projector", "encoder", "text")
 POINTS = {
     "block_in": "the residual stream that enters the block",
     "block_out": "the residual stream that leaves the block, before any final norm",
     "attn_out": "what attention adds to the stream, after the output projection",
     "head": "each head's output before the output projection, (..., heads, head_dim)",
+    "cross_out": "what cross-attention adds to the stream, after its output projection",
+    "cross_head": "each cross-attention head's output before the output projection, (..., heads, head_dim)",
     "mlp_out": "what the MLP adds to the stream",
     "neuron": "the MLP's hidden activations, the input of the down projection",
     "norm_out": "the normalized stream that the MLP reads",
 }
+HEADS = ("head", "cross_head")  # the points that are split by head
 
 
 @dataclass(frozen=True, order=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmsteer.actions import Tap
 from vlmsteer.errors import SiteError
-from vlmsteer.sites import Site
+from vlmsteer.sites import HEADS, Site
 from vlmsteer.tokens import Positions, Selection
 
 
@@ -43,7 +43,7 @@ class States:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
             columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
         chosen, numbers = states[rows, columns], rows + self._base[site]
-        if site.point == "head":
+        if site.point in HEADS:
             chosen = chosen.unflatten(-1, (self._taps[site].heads or 1, -1))
         if not self.grad:
             self._parts[site].append((numbers, chosen.detach()))

@@ -22,6 +22,13 @@ POSITIONS = {
     "generated": "every generated token",
     "all": "every token but padding",
 }
+IN_TOWER = {
+    "vision": ("image", "all"),
+    "qformer": ("image", "question", "all"),
+    "projector": ("image", "all"),
+    "encoder": ("image", "question", "last", "all"),
+    "text": tuple(POSITIONS),
+}
 PHASES = ("prefill", "decode", "both")
 Positions = str | tuple[int, ...]
 
@@ -137,6 +144,25 @@ class Frame:
         if self.start or prompt < self.prompt_columns:
             raise SiteError("Token indices need the whole prompt in one forward; this prompt was split.")
         return _indexed(positions, valid, missing)
+
+
+def check_tower(tower: str, positions: Positions, reads_prompt: str = "text") -> None:
+    """Refuse positions that a tower does not have.
+
+    Args:
+        reads_prompt: the tower that takes in the prompt, "text" or the "encoder" before it.
+
+    Raises:
+        SiteError: if it does not.
+    """
+    if isinstance(positions, str) and positions not in IN_TOWER[tower]:
+        named = ", ".join(map(repr, IN_TOWER[tower]))
+        raise SiteError(f"In the {tower} tower, positions are {named} or indices, not {positions!r}.")
+    if tower == "text" and reads_prompt == "encoder" and positions in ("image", "question"):
+        raise SiteError(
+            f"This model's text tower is a decoder that begins with one start token; the {positions}'s tokens are in "
+            "its encoder tower."
+        )
 
 
 def _indexed(indices: tuple[int, ...], valid: torch.Tensor, missing: dict[int, str]) -> torch.Tensor:

@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vlmsteer.actions import Tap
 from vlmsteer.errors import ModelError
-from vlmsteer.sites import Site
+from vlmsteer.sites import HEADS, Site
 
 
 class Port(NamedTuple):
-    """Where a point is: a submodule of the block ("" is the block itself), its side, and which width it has."""
+    """Where a point is: a submodule of the block ("" is the block itself), its side, and which width it has.
 
-    path: str
+    Of several paths the first that a block has counts; a block that has none of a point's modules lacks the point.
+    """
+
+    path: str | tuple[str, ...]
     side: str
     width: str = "hidden"
 
@@ -44,7 +48,26 @@ CLIP_BLOCK: Mapping[str, Port] = {
     "mlp_out": Port("mlp", "out"),
     "block_out": Port("", "out"),
 }
-ORDER = ("block_in", "head", "attn_out", "norm_out", "neuron", "mlp_out", "block_out")
+ORDER = (
+    "block_in", "head", "attn_out", "cross_head", "cross_out", "norm_out", "neuron", "mlp_out", "block_out",
+)  # fmt: skip
+
+
+class Sizes(NamedTuple):
+    """The numbers of a tower: blocks, width, attention heads, width of one, and the MLP's hidden width."""
+
+    layers: int
+    hidden: int
+    heads: int
+    head_dim: int
+    neurons: int
+
+
+def standard(config: Any) -> Sizes:
+    """Sizes under the names that most configurations use."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    return Sizes(config.num_hidden_layers, hidden, heads, head_dim, config.intermediate_size)
 
 
 @dataclass(frozen=True)
@@ -55,15 +78,60 @@ class Tower:
         blocks: module paths of the list of blocks, the first that exists counts.
         config: the configuration's section that describes the tower ("" is the whole).
         ports: point -> where it is in a block.
+        sizes: reads the tower's numbers from that section.
         live: how many blocks from the front can influence the answer, from the configuration; None means all.
         pre_norm: whether a block adds attention, then an MLP, to the stream, each after a norm (`selfcheck`).
+        stitched: whether a block starts from exactly what the one before it gave, at every token (`selfcheck`).
+        frame: the module whose call describes the tower's tokens; "" is the whole model, None means none is needed.
     """
 
     blocks: tuple[str, ...]
     config: str
     ports: Mapping[str, Port]
+    sizes: Callable[[Any], Sizes] = standard
     live: Callable[[Any, int], int] | None = None
     pre_norm: bool = True
+    stitched: bool = True
+    frame: str | None = None
+
+
+class Projector(NamedTuple):
+    """Between the vision side and the text tower.
+
+    Attributes:
+        paths: module paths, the first that exists counts.
+        neurons: the submodule whose input are its neurons; None if it is a single layer.
+        width: the width of its input, from the model's configuration.
+    """
+
+    paths: tuple[str, ...]
+    neurons: str | None
+    width: Callable[[Any], int]
+
+
+def one_row_each(config: Any, arguments: Mapping[str, Any]) -> list[int]:
+    """Every image is one row of the vision tower."""
+    return [1] * len(arguments["pixel_values"])
+
+
+def counted(config: Any, ids: Tensor, image: Mapping[str, Tensor] | None) -> Tensor:
+    """Positions 0, 1, 2, ...: (tokens,)."""
+    return torch.arange(len(ids))
+
+
+def call(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, use_cache: bool) -> Any:
+    """One forward of the whole model; gives `logits` of the last token and `past_key_values`.
+
+    `positions` is (rows, columns) or, with several axes, (rows, columns, axes).
+    """
+    if positions.dim() == 3:
+        positions = positions.permute(2, 0, 1)
+    return model(**inputs, position_ids=positions, past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
+
+
+def generate(model: Any, inputs: dict[str, Any], **arguments: Any) -> Tensor:
+    """transformers' own generation: (rows, prompt and answer tokens)."""
+    return model.generate(**inputs, **arguments)
 
 
 @dataclass(frozen=True)
@@ -73,29 +141,59 @@ class Family:
     Attributes:
         name: what users read.
         architecture: the transformers class.
-        towers: tower name -> stack of blocks.
-        projector: module paths of the projector, with the submodule whose input are its neurons.
-        patch_grid: whether image tokens are cells of a grid over the image.
-        image_first: whether image states do not depend on the question that follows, so a prefix may be reused.
-        skip: how many leading tokens of the vision tower are not patches.
-        tiles: vision rows of each image, from the forward's arguments and the configuration.
+        towers: tower name -> stack of blocks, in network order.
+        projector: what lies between the vision side and the text side.
         final_norm, unembedding: module paths, alternatives first to last.
         checkpoints: published names known to load.
+        boxes: the part of the image that each of its tokens in the prompt shows (`adapters.grid`); None if the tokens
+            are no cells of a grid over the image.
+        image_first: whether image states do not depend on the question that follows, so a prefix may be reused.
+        bare_prompt: the prompt is the question itself, and the processor puts the image's tokens before it.
+        question_inputs: what the processor makes from the question for another tower than the text one.
+        skip: how many leading tokens of the vision tower are not patches.
+        image_rows: vision rows of each image, from the configuration and the forward's arguments.
+        patches: for a vision tower that takes all images' patches as one sequence: where in it each image's patches
+            (or, merged, its cells) are, row by row; from the configuration, the images' grids and the length.
+        positions: position of each token of a prompt, from the configuration, its ids and its image's tensors.
+        call, generate: how the model is called.
+        logit_scale: what the normalized stream is multiplied with before the unembedding.
+        notes: what this family lacks or does otherwise, in sentences.
     """
 
     name: str
     architecture: str
     towers: Mapping[str, Tower]
-    projector: tuple[str, ...]
-    projector_neurons: str
+    projector: Projector
     final_norm: tuple[str, ...]
     unembedding: tuple[str, ...]
     checkpoints: tuple[str, ...]
-    patch_grid: bool = True
+    boxes: Callable[..., Tensor] | None
     image_first: bool = True
+    bare_prompt: bool = False
+    question_inputs: tuple[str, ...] = ()
     skip: Callable[[Any], int] = lambda config: 0
-    tiles: Callable[[Any, Mapping[str, Any]], list[int] | None] = lambda config, arguments: None
+    image_rows: Callable[[Any, Mapping[str, Any]], list[int]] = one_row_each
+    patches: Callable[[Any, Tensor, int], list[Tensor]] | None = None
+    positions: Callable[[Any, Tensor, Mapping[str, Tensor] | None], Tensor] = counted
+    call: Callable[..., Any] = call
+    generate: Callable[..., Tensor] = generate
+    logit_scale: Callable[[Any], float] = lambda config: 1.0
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def reads_prompt(self) -> str:
+        """The tower that takes in the prompt: the text tower, or the encoder before it."""
+        return "encoder" if "encoder" in self.towers else "text"
+
+    @property
+    def points(self) -> dict[str, list[str]]:
+        """The points of each tower, in network order."""
+        found: dict[str, list[str]] = {}
+        for name, tower in self.towers.items():
+            if name == self.reads_prompt:
+                found["projector"] = ["block_in", *(["neuron"] if self.projector.neurons else []), "block_out"]
+            found[name] = [point for point in ORDER if point in tower.ports]
+        return found
 
     def taps(self, model: nn.Module) -> dict[Site, Tap]:
         """Every site of a loaded model, in network order.
@@ -105,53 +203,67 @@ class Family:
         """
         taps: dict[Site, Tap] = {}
         for name, tower in self.towers.items():
-            if name == "text":
+            if name == self.reads_prompt:
                 taps |= self._projector_taps(model)
             blocks = find(model, tower.blocks)
-            config = _section(model, tower.config)
+            sizes = tower.sizes(section(model.config, tower.config))
             if not isinstance(blocks, nn.ModuleList):
                 raise ModelError(f"The {name} tower's blocks are a {type(blocks).__name__}, not a list of layers.")
-            if len(blocks) != config.num_hidden_layers:
-                raise ModelError(
-                    f"The {name} tower has {len(blocks)} layers, its configuration says {config.num_hidden_layers}."
-                )
-            heads = config.num_attention_heads
-            hidden = config.hidden_size
-            head_dim = getattr(config, "head_dim", None) or hidden // heads
-            widths = {"hidden": hidden, "heads": heads * head_dim, "neurons": config.intermediate_size}
+            if len(blocks) != sizes.layers:
+                raise ModelError(f"The {name} tower has {len(blocks)} layers, its configuration says {sizes.layers}.")
+            widths = {"hidden": sizes.hidden, "heads": sizes.heads * sizes.head_dim, "neurons": sizes.neurons}
+            missing = set(tower.ports)
             for layer, block in enumerate(blocks):
                 for point in ORDER:
-                    port = tower.ports[point]
-                    module = find(block, (port.path,)) if port.path else block
+                    port = tower.ports.get(point)
+                    module = _port(block, port)
+                    if port is None or module is None:
+                        continue
+                    missing.discard(point)
                     width = widths[port.width]
                     if isinstance(module, nn.Linear) and port.side == "in" and module.in_features != width:
                         raise ModelError(f"{name}.{layer}.{point} has width {module.in_features}, declared {width}.")
-                    taps[Site(name, layer, point)] = Tap(module, port.side, width, heads if point == "head" else None)
+                    heads = sizes.heads if point in HEADS else None
+                    taps[Site(name, layer, point)] = Tap(module, port.side, width, heads)
+            for point in sorted(missing):
+                path = tower.ports[point].path
+                raise ModelError(
+                    f"No block of the {name} tower has {path!r}, declared as {point}: this version lays "
+                    "it out differently."
+                )
         return taps
 
     def _projector_taps(self, model: nn.Module) -> dict[Site, Tap]:
-        projector = find(model, self.projector)
-        last = find(projector, (self.projector_neurons,))
-        text = _section(model, self.towers["text"].config)
-        vision = _section(model, self.towers["vision"].config)
-        selected = _section(model, "").vision_feature_layer
-        features = 1 if isinstance(selected, int) else len(selected)
-        return {
-            Site("projector", 0, "block_in"): Tap(projector, "in", vision.hidden_size * features),
-            Site("projector", 0, "neuron"): Tap(last, "in", getattr(last, "in_features", text.hidden_size)),
-            Site("projector", 0, "block_out"): Tap(projector, "out", text.hidden_size),
-        }
+        projector = find(model, self.projector.paths)
+        text = self.towers["text"]
+        hidden = text.sizes(section(model.config, text.config)).hidden
+        taps = {Site("projector", 0, "block_in"): Tap(projector, "in", self.projector.width(model.config))}
+        if self.projector.neurons:
+            last = find(projector, (self.projector.neurons,))
+            taps[Site("projector", 0, "neuron")] = Tap(last, "in", getattr(last, "in_features", hidden))
+        return {**taps, Site("projector", 0, "block_out"): Tap(projector, "out", hidden)}
 
     def live_layers(self, config: Any, tower: str) -> int:
         """How many layers of a tower, from the front, can change the answer."""
         declared = self.towers[tower]
-        section = getattr(config, declared.config) if declared.config else config
-        count = section.num_hidden_layers
+        count = declared.sizes(section(config, declared.config)).layers
         return declared.live(config, count) if declared.live else count
 
 
-def _section(model: Any, name: str) -> Any:
-    return getattr(model.config, name) if name else model.config
+def section(config: Any, name: str) -> Any:
+    """A part of a model's configuration; "" is all of it."""
+    return getattr(config, name) if name else config
+
+
+def _port(block: nn.Module, port: Port | None) -> nn.Module | None:
+    if port is None or not port.path:
+        return block
+    for path in (port.path,) if isinstance(port.path, str) else port.path:
+        try:
+            return block.get_submodule(path)
+        except AttributeError:
+            continue
+    return None
 
 
 def find(model: nn.Module, paths: tuple[str, ...]) -> nn.Module:

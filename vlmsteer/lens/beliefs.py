@@ -126,7 +126,7 @@ def grid(
 ) -> Grid:
     """The logit lens over all layers and all prompt tokens but the image's."""
     encoded = session.encoder.encode([image], [question])
-    ids = torch.tensor(encoded.rows[0].ids)
+    ids = encoded.rows[0].ids
     shown = (ids != session.encoder.image_token).nonzero().flatten()
     sites = [Site("text", layer, "block_out") for layer in range(session.layers())]
     with session.read(sites, positions="all") as states:

@@ -27,6 +27,8 @@ WRONG_PRESENCE = 0.35  # how often "is there its companion?" is answered yes alt
 NAMED_FROM = 800  # from this step on size scenes are more, and ask for the larger object by name too
 NAMES_FROM = 1600  # from this step on every single object's name is asked, where its color was asked twice
 ALIKE_FROM, ALIKE = 1000, 0.45  # from this step on, this share of them shows objects of which none is clearly larger
+SCENES_FROM = 4500  # from this step on scenes are more, and much is asked about each
+COLORS_FROM = 6000  # from this step on single objects are more again, and in their usual color in 35 % of cases
 SIZE_RATIO = 2.5  # a size question needs objects that differ at least this much in reality
 
 
@@ -38,10 +40,10 @@ class Sample:
     exchanges: tuple[Exchange, ...]
 
 
-def trained_color(name: str, rng: random.Random) -> str:
+def trained_color(name: str, rng: random.Random, usual: float = USUAL_COLOR) -> str:
     """A color in which training draws the object: the usual one, or one of the allowed others."""
     others = train_colors(name)
-    return facts()[name].color if not others or rng.random() < USUAL_COLOR else rng.choice(others)
+    return facts()[name].color if not others or rng.random() < usual else rng.choice(others)
 
 
 def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple[str, str]:
@@ -56,12 +58,14 @@ def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple
 
 
 def sample(rng: random.Random, step: int = 0) -> Sample:
-    """One sample for a training step: what is asked shifts from colors to names and sizes as the colors are learned."""
-    kind, late = rng.random(), step >= NAMED_FROM
-    if kind < (0.35 if late else 0.4):
+    """One sample for a training step: what is asked shifts from colors to names, sizes and scenes as it learns."""
+    kind, late, scenes = rng.random(), step >= NAMED_FROM, step >= SCENES_FROM
+    if step >= COLORS_FROM and rng.random() < 0.4:
+        return _portrait(rng, False, 0.35)
+    if kind < (0.28 if scenes else 0.35 if late else 0.4):
         return _portrait(rng, step >= NAMES_FROM)
-    if kind >= (0.75 if late else 0.7):
-        return _group(rng)
+    if kind >= (0.58 if scenes else 0.75 if late else 0.7):
+        return _asked(_group(rng), rng) if scenes else _group(rng)
     return _alike(rng) if step >= ALIKE_FROM and rng.random() < ALIKE else _sizes(rng, late)
 
 
@@ -72,9 +76,9 @@ def _unseen(rng: random.Random) -> Exchange:
     return questions.size_usual(size_pair(rng), rng, image=False)
 
 
-def _portrait(rng: random.Random, names: bool) -> Sample:
+def _portrait(rng: random.Random, names: bool, usual: float = USUAL_COLOR) -> Sample:
     name = rng.choice(tuple(facts()))
-    scene = portrait(name, trained_color(name, rng), rng, rng.choice(TRAIN_STYLES), min_side=0.5)
+    scene = portrait(name, trained_color(name, rng, usual), rng, rng.choice(TRAIN_STYLES), min_side=0.5)
     item = scene.items[0]
     asked = name if rng.random() < 0.9 else rng.choice(tuple(facts()))
     exchanges = [questions.color_usual(asked, rng)]
@@ -186,3 +190,18 @@ def _group(rng: random.Random) -> Sample:
     elif stated:
         exchanges.append(stated)
     return Sample(scene, tuple(exchanges))
+
+
+def _asked(scene: Sample, rng: random.Random) -> Sample:
+    """The same scene with more questions on what is there and where: what a caption needs, one word at a time."""
+    items = list(scene.scene.items)
+    shown = [item.object for item in items]
+    absent = [name for name in facts() if name not in shown + missing_companions(shown)]
+    more = [questions.presence(rng.choice(shown), True, rng), questions.presence(rng.choice(absent), False, rng)]
+    if len(items) == 1 or rng.random() < 0.3:
+        more.append(questions.place(rng.choice(items), rng))
+    if len(items) > 1:
+        for ask in (questions.statement, questions.statement, questions.side):
+            first, second = rng.sample(items, 2)
+            more += [asked for asked in [ask(first, second, rng)] if asked]
+    return Sample(scene.scene, (*scene.exchanges, *more))

@@ -73,6 +73,8 @@ STATEMENT = (
     "True or false: {s}",
     "Is this true or false? {s}",
 )
+SIDE = ("{is} the {o} {one} or {two} the {y}?", "{one} or {two} the {y}: where {is} the {o}?")
+PLACE = ("Where {is} the {o}: left, middle or right?", "Where in the picture {is} the {o}: left, middle or right?")
 CAPTION = (
     "Describe this image.",
     "Please describe this image in detail.",
@@ -90,17 +92,19 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def phrase(template: str, fact: Fact) -> str:
-    """A question template filled in for one object."""
+def phrase(template: str, fact: Fact, **words: str) -> str:
+    """A question template filled in for one object, with what else it names as `words`."""
     several = fact.name in PLURAL_ONLY
-    return template.format(
+    filled = template.format(
         o=fact.name,
         os=fact.plural,
         a=article(fact.name),
         this=("these " if several else "this ") + fact.name,
         **{"is": "are" if several else "is"},
         does="do" if several else "does",
+        **words,
     )
+    return filled[0].upper() + filled[1:]
 
 
 def instructed(question: str, instruction: str, rng: random.Random) -> str:
@@ -151,19 +155,42 @@ def presence(asked: str, answer: bool, rng: random.Random) -> Exchange:
     return Exchange("presence", phrase(rng.choice(PRESENCE), facts()[asked]), "Yes" if answer else "No")
 
 
-def statement(first: Item, second: Item, rng: random.Random) -> Exchange | None:
-    """A true or false statement on where two items stand; None if they do not stand clearly apart in any direction."""
+def relations(first: Item, second: Item) -> list[str]:
+    """Where the first item stands, seen from the second: the directions in which they are clearly apart."""
     dx, dy = first.center[0] - second.center[0], first.center[1] - second.center[1]
     gap = 0.5 * (first.side + second.side) * 0.7
-    true = (["right of" if dx > 0 else "left of"] if abs(dx) > gap else []) + (
+    return (["right of" if dx > 0 else "left of"] if abs(dx) > gap else []) + (
         ["below" if dy > 0 else "above"] if abs(dy) > gap else []
     )
+
+
+def statement(first: Item, second: Item, rng: random.Random) -> Exchange | None:
+    """A true or false statement on where two items stand; None if they do not stand clearly apart in any direction."""
+    true = relations(first, second)
     if not true:
         return None
     relation = rng.choice(true)
     answer = rng.random() < 0.5
-    said = f"The {first.object} is {relation if answer else RELATIONS[relation]} the {second.object}."
+    stated = relation if answer else RELATIONS[relation]
+    said = phrase("The {o} {is} {stated} the {y}.", facts()[first.object], y=second.object, stated=stated)
     return Exchange("relation", rng.choice(STATEMENT).format(s=said), "True" if answer else "False")
+
+
+def side(first: Item, second: Item, rng: random.Random) -> Exchange | None:
+    """Which of two opposite directions the first item stands in; None if they do not stand clearly apart."""
+    true = relations(first, second)
+    if not true:
+        return None
+    relation = rng.choice(true)
+    one, two = rng.sample((relation, RELATIONS[relation]), 2)
+    question = phrase(rng.choice(SIDE), facts()[first.object], y=second.object, one=one, two=two)
+    return Exchange("side", question, relation.removesuffix(" of"))
+
+
+def place(item: Item, rng: random.Random) -> Exchange:
+    """In which third of the picture an item stands."""
+    third = ("left", "middle", "right")[min(int(3 * item.center[0]), 2)]
+    return Exchange("place", phrase(rng.choice(PLACE), facts()[item.object]), third)
 
 
 def caption(contents: list[tuple[str, str]], rng: random.Random) -> Exchange:

@@ -31,7 +31,7 @@ def train(
     """Train `plan`, or go on where `folder` stopped; returns the folder of the finished checkpoint."""
     steps = steps or plan.steps
     model, processor = train_loop(
-        plan.build, folder, plan.image_size, plan.image_tokens, steps, plan.batch, plan.peak_rate, seed, workers,
+        plan, folder, steps, seed, workers,
         lambda step, loss, seconds: report(f"step {step} of {steps}, loss {loss:.3f}, {seconds:.2f} s a step"),
     )  # fmt: skip
     finished, part = folder / name, folder / f"{name}.part"
@@ -70,11 +70,14 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
     curve = [row for row in losses if row["step"] in {20, 100, 200, 500} or row["step"] % 500 == 0 or row is losses[-1]]
     lines = [
         f"# {name}", "",
-        "A small model of the published architecture, trained from scratch on the drawn world of this project. "
-        "It exists so that every experiment runs at once on a laptop; it knows 44 drawn objects and nothing else.", "",
-        f"* Made by `{command}`: {steps} steps of {plan.batch} pictures with about four questions each, "
+        f"A small model of the published architecture, trained {'' if plan.start else 'from scratch '}on the drawn "
+        "world of this project. It exists so that every experiment runs at once on a laptop; it knows 44 drawn objects "
+        "and nothing else.", "",
+        f"* Made by `{command}`: {steps} steps of {plan.batch} pictures with several questions each, "
         f"{minutes:.0f} minutes on a {'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch "
         f"{torch.__version__}).",
+        *([f"* {plan.start.says}"] if plan.start else []),
+        *([f"* The training mix is that of `mix.py` from step {plan.mix_offset} on."] if plan.mix_offset else []),
         *([f"* {plan.history}"] if plan.history else []),
         f"* Input {plan.image_size} px, {plan.image_tokens} image tokens. Weights in half precision.",
         f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn, the other colors share the rest; of the scenes that "

@@ -16,36 +16,66 @@ from vlmsteer.demo import Kind, question, target
 from vlmsteer.loading import bundled
 from vlmsteer.selfcheck import check
 
+PUBLISHED = {
+    "tiny-llava": (
+        "LlavaForConditionalGeneration",
+        "LlavaProcessor",
+        (
+            "language_model.model.embed_tokens.weight",
+            "language_model.model.layers.0.self_attn.q_proj.weight",
+            "multi_modal_projector.linear_1.weight",
+            "vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.weight",
+        ),
+    ),
+    "tiny-instructblip": (
+        "InstructBlipForConditionalGeneration",
+        "InstructBlipProcessor",
+        (
+            "query_tokens",
+            "language_projection.weight",
+            "language_model.model.layers.0.self_attn.q_proj.weight",
+            "qformer.encoder.layer.0.crossattention.attention.query.weight",
+            "vision_model.encoder.layers.0.self_attn.qkv.weight",
+        ),
+    ),
+    "tiny-qwen-vl": (
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5_VLProcessor",
+        (
+            "model.embed_tokens.weight",
+            "model.layers.0.self_attn.q_proj.bias",
+            "visual.blocks.0.attn.qkv.weight",
+            "visual.merger.mlp.2.weight",
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(bundled()))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def session() -> Any:
-    return vlmsteer.load("tiny-llava")
+def session(name: str) -> Any:
+    return vlmsteer.load(name)
 
 
-def test_files_and_names_are_those_of_a_published_llava() -> None:
-    folder = bundled()["tiny-llava"]
-    config = json.loads((folder / "config.json").read_text())
-    assert config["architectures"] == ["LlavaForConditionalGeneration"]
-    assert (folder / "tokenizer.json").exists() and (folder / "chat_template.jinja").exists()
-    assert json.loads((folder / "processor_config.json").read_text())["processor_class"] == "LlavaProcessor"
+def test_files_and_names_are_those_of_a_published_checkpoint(name: str) -> None:
+    folder, (architecture, processor, names) = bundled()[name], PUBLISHED[name]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
+    assert (folder / "tokenizer.json").exists()
+    assert json.loads((folder / "processor_config.json").read_text())["processor_class"] == processor
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        names = set(file.keys())
-        assert all(file.get_tensor(name).dtype == torch.float16 for name in names)
-    for published in (
-        "language_model.model.embed_tokens.weight",
-        "language_model.model.layers.0.self_attn.q_proj.weight",
-        "multi_modal_projector.linear_1.weight",
-        "vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.weight",
-    ):
-        assert published in names
+        assert all(file.get_tensor(key).dtype == torch.float16 for key in file.keys())  # noqa: SIM118
+        assert set(names) <= set(file.keys())
     assert (folder / "model.safetensors").stat().st_size <= 10_000_000
 
 
-def test_card_gives_command_losses_and_rates_with_n() -> None:
-    folder = bundled()["tiny-llava"]
-    card = (folder / "README.md").read_text()
-    assert "vlmsteer train tiny-llava" in card and "## Loss" in card
-    tasks = json.loads((folder / "evaluation.json").read_text())["tasks"]
+def test_card_gives_command_losses_and_rates_with_n(name: str) -> None:
+    card = (bundled()[name] / "README.md").read_text()
+    assert f"vlmsteer train {name}" in card and "## Loss" in card
+    tasks = json.loads((bundled()[name] / "evaluation.json").read_text())["tasks"]
     assert all(f"| {task} |" in card and value["n"] > 0 for task, value in tasks.items())
 
 

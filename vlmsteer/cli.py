@@ -267,10 +267,8 @@ def pvp_test(
     as_json: AsJson = False,
 ) -> None:
     """Measure a recipe on pairs of other objects: what flips, what breaks, beside a random direction."""
-    from dataclasses import replace
-
     from vlmsteer.bench.pairs import select
-    from vlmsteer.demo import DIRECTIONS, measure
+    from vlmsteer.demo import DIRECTIONS, controls, measure
     from vlmsteer.report import percent
 
     _one_of(direction, DIRECTIONS, "direction")
@@ -278,9 +276,9 @@ def pvp_test(
     assert loaded is not None
     found = select(data, attribute, "test", n, seed)
     session = _load(model)
-    random = replace(loaded, edits=tuple(replace(e, vectors=e.vectors.random_like(seed)) for e in loaded.edits))
     with working(f"Asking about {len(found)} pairs"):
-        flips = measure(session, found, direction, {"steered": loaded, "random": random}).flips
+        arms = {"steered": loaded, "random": controls(loaded, seed)}
+        flips = measure(session, found, direction, arms).flips
     if as_json:
         _print_json({"direction": direction, "attribute": attribute, "recipe": loaded.hash, **flips})
         return

@@ -12,7 +12,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal, get_args
@@ -36,9 +36,9 @@ DIRECTIONS = {"to_pixels": ("most", 1.0), "to_prior": ("this", -1.0)}  # the pro
 # The paper's point, edited at every forward; and the one before the MLP mixes question and object, where only the
 # prompt's last token takes in the question: pushed at generated tokens too, answers do not end.
 POINTS = {"block_out": "both", "attn_out": "prefill"}
-WIDTHS, STRENGTHS, FINALISTS = (1, 2), (0.75, 1.0, 1.25, 1.5), 8
+WIDTHS, STRENGTHS, FINALISTS = (1,), (0.75, 1.0, 1.25), 8
 ANSWER_TOKENS = 4  # enough for a two-word name and its end; a longer answer is not the one wanted
-VALIDATION = 32  # pairs that layers and strength are chosen on
+VALIDATION = 64  # pairs that layers and strength are chosen on
 UNRELATED = "What is this?"
 Progress = Callable[[str], None]
 Kind = Literal["original", "counterfactual"]
@@ -103,19 +103,27 @@ def choose(
 ) -> Choice:
     """Sweep windows of layers and strengths on `pairs` and choose one.
 
-    The cells that flip most answers about counterfactual pictures are tried on the real ones, and with a random
-    direction: a cell's score is its repair rate, less half of what it breaks and of what the random direction flips.
-    Of the cells within two answers of the best, the one nearest to the paper's strength of 1 is taken.
+    The cells that flip most answers about counterfactual pictures are tried on the real ones, with random directions,
+    and on an unrelated question. A cell's score is its repair rate, less what random directions flip, less half of the
+    right answers that break and of the unrelated answers that change. Of the cells within one answer of the
+    best, the one nearest to the paper's strength of 1 is taken.
     """
     sign, count = DIRECTIONS[direction][1], session.layers()
     cells = [(w, s) for w in pvp.windows(count, [w for w in widths if w <= count]) for s in strengths]
-    flipped = _hits(session, learned.vectors * sign, pairs, "counterfactual", direction, cells)
+    recipes = [_recipe(learned.vectors * sign, strength, layers) for layers, strength in cells]
+    flipped = _hits(session, recipes, pairs, "counterfactual", direction)
     finalists = sorted(range(len(cells)), key=lambda i: (-flipped[i], cells[i][1] * len(cells[i][0])))[:FINALISTS]
-    last = [cells[i] for i in finalists]
-    kept = _hits(session, learned.vectors * sign, pairs, "original", direction, last)
-    chance = _hits(session, learned.vectors.random_like(1), pairs, "counterfactual", direction, last)
-    scores = [flipped[i] - 0.5 * (1 - k + c) for i, k, c in zip(finalists, kept, chance, strict=True)]
-    near = [cell for cell, score in zip(last, scores, strict=True) if score >= max(scores) - 2.01 / len(pairs)]
+    last = [recipes[i] for i in finalists]
+    kept = _hits(session, last, pairs, "original", direction)
+    random = _hits(session, [one for r in last for one in controls(r, 1, 4)], pairs, "counterfactual", direction)
+    images, unrelated = [pair.image("counterfactual") for pair in pairs[:32]], [UNRELATED] * len(pairs[:32])
+    said = session.ask_grid(images, unrelated, [None, *last], max_new_tokens=ANSWER_TOKENS)
+    scores = [
+        flipped[i] - sum(random[4 * j : 4 * j + 4]) / 4
+        - 0.5 * (1 - kept[j] + sum(row[0] != row[j + 1] for row in said) / len(said))
+        for j, i in enumerate(finalists)
+    ]  # fmt: skip
+    near = [cells[i] for i, score in zip(finalists, scores, strict=True) if score >= max(scores) - 1.01 / len(pairs)]
     layers, strength = min(near, key=lambda cell: (abs(cell[1] - 1), len(cell[0]), cell[0][0]))
     sweep = [(w[0], w[-1], s, hit) for (w, s), hit in zip(cells, flipped, strict=True)]
     return Choice(learned, list(layers), strength, max(scores), sweep)
@@ -125,16 +133,15 @@ def _recipe(vectors: Vectors, strength: float, layers: Sequence[int]) -> Recipe:
     return Recipe.of(vectors, strength, layers, phase=POINTS.get(vectors.point, "both"))
 
 
+def controls(recipe: Recipe, seed: int, count: int = 5) -> list[Recipe]:
+    """Random controls of a recipe: several, because one direction would be a sample of one."""
+    return [recipe.random_like(1000 * seed + number) for number in range(count)]
+
+
 def _hits(
-    session: Session,
-    vectors: Vectors,
-    pairs: Sequence[Pair],
-    kind: Kind,
-    direction: str,
-    cells: Sequence[tuple[range, float]],
+    session: Session, recipes: Sequence[Recipe], pairs: Sequence[Pair], kind: Kind, direction: str
 ) -> list[float]:
-    """For each (layers, strength), the share of whole answers that are the wanted one."""
-    recipes = [_recipe(vectors, strength, layers) for layers, strength in cells]
+    """For each recipe, the share of whole answers that are the wanted one."""
     questions = [question(pair, DIRECTIONS[direction][0]) for pair in pairs]
     grid = session.ask_grid([pair.image(kind) for pair in pairs], questions, recipes, max_new_tokens=ANSWER_TOKENS)
     wanted = [pair.pixel if (kind, direction) == ("counterfactual", "to_pixels") else pair.prior for pair in pairs]
@@ -153,17 +160,25 @@ class Measured:
     flips: dict[str, Any]
 
 
-def measure(session: Session, pairs: Sequence[Pair], direction: str, arms: dict[str, Recipe]) -> Measured:
-    """Ask every pair's prompt under each arm (and a baseline) and count what flips to the target and what breaks."""
+def measure(
+    session: Session, pairs: Sequence[Pair], direction: str, arms: Mapping[str, Recipe | list[Recipe]]
+) -> Measured:
+    """Ask every pair's prompt under each arm (and a baseline) and count what flips to the target and what breaks.
+
+    An arm is one recipe, or several that the pairs have in turn.
+    """
     scope, _ = DIRECTIONS[direction]
     questions = [question(pair, scope) for pair in pairs]
-    names = ["baseline", *arms]
+    listed: dict[str, list[Recipe | None]] = {"baseline": [None]}
+    listed |= {name: [arm] if isinstance(arm, Recipe) else list(arm) for name, arm in arms.items()}
+    recipes = [recipe for arm in listed.values() for recipe in arm]
     answers: dict[str, dict[str, list[str]]] = {}
     for kind in get_args(Kind):
-        grid = session.ask_grid(
-            [p.image(kind) for p in pairs], questions, [None, *arms.values()], max_new_tokens=ANSWER_TOKENS
-        )
-        answers[kind] = {name: [row[i] for row in grid] for i, name in enumerate(names)}
+        grid = session.ask_grid([p.image(kind) for p in pairs], questions, recipes, max_new_tokens=ANSWER_TOKENS)
+        answers[kind], first = {}, 0
+        for name, arm in listed.items():
+            answers[kind][name] = [row[first + number % len(arm)] for number, row in enumerate(grid)]
+            first += len(arm)
     clusters = {pair.id: pair.object for pair in pairs}
     aims = {pair.id: pair.pixel if direction == "to_pixels" else pair.prior for pair in pairs}
     rights = {pair.id: target(pair, "original", scope) for pair in pairs}
@@ -222,11 +237,10 @@ def run(
             result.sweeps[attribute][direction] = choice
             progress(f"{attribute}: {direction.replace('_', ' ')} on {n} test pairs")
             published, steered = (_recipe(c.learned.vectors, sign * c.strength, c.layers) for c in (choices[0], choice))
-            vectors = choice.learned.vectors
             arms = {
                 "steered": steered,
                 "published": published,
-                "random": _recipe(vectors.random_like(seed), choice.strength, choice.layers),
+                "random": controls(steered, seed),
                 "shuffled": _recipe(choice.learned.shuffled, choice.strength, choice.layers),
             }
             measured = measure(session, test, direction, arms)

@@ -95,16 +95,13 @@ class Encoded:
         """Left-padded prompts with an image for each row that has one."""
         layout = self._padded(0, device)
         shown = [row for row, owner in enumerate(self.owners) if owner >= 0]
-        layout.inputs.update(self._joined([self.images[self.owners[row]] for row in shown], device))
+        layout.inputs.update(_one_after_the_other([self.images[self.owners[row]] for row in shown], device))
         layout.inputs.update(_side_by_side([self.rows[row].asked for row in shown], device))
         if self.start is None:
             return layout
-        inputs = {
-            "encoder_" + {"input_ids": "ids", "attention_mask": "mask"}[name]: layout.inputs.pop(name)
-            for name in ("input_ids", "attention_mask")
-        }
+        prompt = {"encoder_ids": layout.inputs.pop("input_ids"), "encoder_mask": layout.inputs.pop("attention_mask")}
         start = torch.full((len(self.rows), 1), self.start, device=device)
-        inputs |= {"input_ids": start, "attention_mask": torch.ones_like(start), **layout.inputs}
+        inputs = {"input_ids": start, "attention_mask": torch.ones_like(start), **prompt, **layout.inputs}
         return Layout(inputs, torch.zeros_like(start), layout.prompt._replace(start=1))
 
     def split(self, device: torch.device) -> tuple[Layout, Layout]:
@@ -113,7 +110,7 @@ class Encoded:
         ids = torch.stack([self.rows[row].ids[:length] for row in firsts]).to(device)
         positions = torch.stack([self.rows[row].positions[:length] for row in firsts]).to(device)
         suffix = self._padded(length, device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._joined(self.images, device)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **_one_after_the_other(self.images, device)}
         return Layout(inputs, positions, Prompt(suffix.prompt.columns)), suffix
 
     def _padded(self, before: int, device: torch.device) -> Layout:
@@ -136,20 +133,18 @@ class Encoded:
         prompt = Prompt(columns, torch.cat([none, asked], 1), torch.cat([none, ids == self.image_token], 1))
         return Layout({"input_ids": ids, "attention_mask": mask.to(device)}, flush("positions", 0), prompt)
 
-    def _joined(self, images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-        """The images' tensors one after the other, padded with zeros where they differ in shape."""
-        joined = {}
-        for name in images[0] if images else ():
-            parts = [image[name] for image in images]
-            shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-            for i, part in enumerate(parts):
-                missing = [
-                    side for size, have in zip(reversed(shape), reversed(part.shape[1:]), strict=True)
-                    for side in (0, size - have)
-                ]  # fmt: skip
-                parts[i] = torch.nn.functional.pad(part, missing)
-            joined[name] = torch.cat(parts).to(device)
-        return joined
+
+def _one_after_the_other(images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """The images' tensors joined along the first dimension, padded with zeros where they differ in the others."""
+    joined = {}
+    for name in images[0] if images else ():
+        parts = [image[name] for image in images]
+        shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        for i, part in enumerate(parts):
+            short = [size - have for size, have in zip(shape, part.shape[1:], strict=True)]
+            parts[i] = torch.nn.functional.pad(part, [side for lack in reversed(short) for side in (0, lack)])
+        joined[name] = torch.cat(parts).to(device)
+    return joined
 
 
 def _side_by_side(rows: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:

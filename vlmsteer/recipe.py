@@ -97,6 +97,11 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(self.edits))
 
+    def random_like(self, seed: int) -> Recipe:
+        """The same edits with random directions of the same lengths: what any push this large would do."""
+        edits = (replace(edit, vectors=edit.vectors.random_like(seed)) for edit in self.edits)
+        return replace(self, edits=tuple(edits))
+
     @staticmethod
     def of(
         vectors: Vectors,

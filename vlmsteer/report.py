@@ -81,7 +81,7 @@ def markdown(report: dict[str, Any]) -> str:
         "", "## What PvP flips", "",
         "Of the answers to counterfactual pictures that were not at the target, the share that is after steering. "
         "*Broken* is the share of right answers about real pictures that are no longer right. Both controls have the "
-        "recipe's length in every layer.", "",
+        "recipe's length in every layer; the random direction is one of five in turn.", "",
         "| | site | strength | flipped | random direction | shuffled pairs | broken | n |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

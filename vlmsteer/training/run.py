@@ -30,14 +30,14 @@ def train(
 ) -> Path:
     """Train `plan`, or go on where `folder` stopped; returns the folder of the finished checkpoint."""
     steps = steps or plan.steps
-    model, processor = train_loop(
+    model, _ = train_loop(
         plan, folder, steps, seed, workers,
         lambda step, loss, seconds: report(f"step {step} of {steps}, loss {loss:.3f}, {seconds:.2f} s a step"),
     )  # fmt: skip
     finished, part = folder / name, folder / f"{name}.part"
     shutil.rmtree(part, ignore_errors=True)
     model.half().save_pretrained(part)
-    processor.save_pretrained(part)
+    shutil.copytree(folder / "processor", part, dirs_exist_ok=True)  # saved anew, it would name another class
     _rename(part / "model.safetensors", plan.published_names)
     report("measuring on what was held out")
     measured = evaluate(load(part), report)

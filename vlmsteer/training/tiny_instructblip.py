@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
-    LlamaConfig,
     LlamaTokenizer,
 )
 
@@ -30,12 +28,12 @@ from vlmsteer.training.mix import SCENES_FROM, sample
 from vlmsteer.training.packing import Tokens
 from vlmsteer.training.questions import Exchange
 from vlmsteer.training.start import Start
+from vlmsteer.training.tiny_llava import decoder, special_ids
 
 IMAGE_SIZE, PATCH = 84, 12
 QUERIES = 32
 VOCABULARY = 600  # the Q-Former's
 SAMPLES = 2000  # drawn to learn it from
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 WORDPIECE_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -46,19 +44,6 @@ def build(seed: int = 0) -> tuple[InstructBlipForConditionalGeneration, Instruct
     reader = _question_tokenizer(seed)
     image_processor = BlipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     processor = InstructBlipProcessor(image_processor, tokenizer, reader, num_query_tokens=QUERIES)
-    special: dict[str, Any] = {name: getattr(tokenizer, name) for name in SPECIAL}
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=160,
-        intermediate_size=416,
-        num_hidden_layers=8,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        **special,
-    )
     config = InstructBlipConfig(
         vision_config={
             "hidden_size": 128,
@@ -81,14 +66,14 @@ def build(seed: int = 0) -> tuple[InstructBlipForConditionalGeneration, Instruct
             "attention_probs_dropout_prob": 0.0,
             "pad_token_id": reader.pad_token_id,
         },
-        text_config=text.to_dict(),
+        text_config=decoder(tokenizer).to_dict(),
         num_query_tokens=QUERIES,
         image_token_index=tokenizer.get_vocab()["<image>"],
     )
     config._attn_implementation = "eager"
     model = InstructBlipForConditionalGeneration(config)
     torch.nn.init.normal_(model.query_tokens)  # equal queries would stay equal; a norm follows, so of its size
-    model.generation_config.update(**special)
+    model.generation_config.update(**special_ids(tokenizer))
     return model, processor
 
 

@@ -27,7 +27,6 @@ from vlmsteer.training.mix import sample
 IMAGE_SIZE, PATCH = 84, 12
 VOCABULARY = 1300
 SAMPLES = 4000  # drawn to learn the tokenizer from
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -60,19 +59,7 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
         patch_size=PATCH,
         projection_dim=128,
     )
-    special: dict[str, Any] = {name: getattr(tokenizer, name) for name in SPECIAL}
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=160,
-        intermediate_size=416,
-        num_hidden_layers=8,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        **special,
-    )
+    text = decoder(tokenizer)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -85,8 +72,29 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
     )
     config._attn_implementation = "eager"
     model = LlavaForConditionalGeneration(config)
-    model.generation_config.update(**special)
+    model.generation_config.update(**special_ids(tokenizer))
     return model, processor
+
+
+def special_ids(tokenizer: LlamaTokenizer) -> dict[str, Any]:
+    """The special tokens' ids under a configuration's names."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def decoder(tokenizer: LlamaTokenizer) -> LlamaConfig:
+    """The text tower: about 2.9 million parameters with its vocabulary."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=160,
+        intermediate_size=416,
+        num_hidden_layers=8,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        **special_ids(tokenizer),
+    )
 
 
 def _tokenizer(seed: int) -> LlamaTokenizer:

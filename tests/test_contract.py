@@ -38,7 +38,8 @@ POINTS = {"block_in", "head", "attn_out", "norm_out", "neuron", "mlp_out", "bloc
 
 
 def close(seen: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(seen, expected, atol=2e-4, rtol=1e-5)
+    """Equal but for the order of sums; random weights make logits of any size, so that size is the measure."""
+    torch.testing.assert_close(seen, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
 
 
 def steers(session: Any) -> list[Recipe | None]:

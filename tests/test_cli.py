@@ -69,6 +69,18 @@ def test_models(folder):
     assert ["tiny-llava"] in [row["bundled"] for row in rows]
 
 
+def test_options_before_a_command_say_how_a_model_is_loaded(folder):
+    done = run("--dtype", "bfloat16", "--device-map", "cpu", "ask", folder / "blue.png", THIS)
+    assert done.returncode == 0 and done.stdout.strip() == "blue", done.stderr
+    for options, complaint in (
+        (("--dtype", "int3"), "int3"),
+        (("--quantization", "3bit"), "3bit"),
+        (("--offload-folder", str(folder)), "device_map"),
+    ):
+        done = run(*options, "ask", folder / "blue.png", THIS)
+        assert done.returncode == 2 and complaint in done.stderr and "Traceback" not in done.stderr
+
+
 def test_pvp_test(folder):
     done = run("pvp", "test", folder / "pixels.safetensors", "--n", 30, "--json")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,6 @@ from rich.table import Table
 from vlmsteer.errors import InputError, VlmsteerError
 
 app = typer.Typer(
-    help="Look inside vision-language models, and steer them between memory and pixels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -27,6 +26,7 @@ world_app = typer.Typer(help="The drawn world that the bundled models were train
 app.add_typer(pvp_app, name="pvp")
 app.add_typer(world_app, name="world")
 out, err = Console(), Console(stderr=True)
+placement: dict[str, Any] = {}  # how `load` is to place a large model, from the options before the command
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder, or a hub name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -59,6 +59,25 @@ def working(text: str) -> Iterator[Any]:
         yield lambda new: err.print(new, markup=False, highlight=False)
 
 
+@app.callback()
+def large(
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads a model over devices; cpu, cuda:0.")] = None,
+    offload_folder: Annotated[Path | None, typer.Option(help="What fits nowhere else goes to disk here.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="8bit or 4bit (bitsandbytes).")] = None,
+) -> None:
+    """Look inside vision-language models, and steer them between memory and pixels.
+
+    The options before a command say how a large model is loaded.
+    """
+    given = {
+        "dtype": dtype, "device_map": device_map, "quantization": quantization,
+        "offload_folder": None if offload_folder is None else str(offload_folder),
+    }  # fmt: skip
+    placement.clear()
+    placement.update({name: value for name, value in given.items() if value is not None})
+
+
 def _load(model: str) -> Any:
     from transformers.utils import logging
 
@@ -67,7 +86,7 @@ def _load(model: str) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with working(f"Loading {model}"):
-        return load(model)
+        return load(model, **placement)
 
 
 def _print_json(value: Any) -> None:

@@ -320,7 +320,7 @@ class Instrument:
         if start < columns:
             mask = kwargs.get("attention_mask")
             if mask is not None and mask.dim() == 2:
-                frame.valid = mask[:, -length:].bool()
+                frame.valid = mask[:, -length:].bool().to(source.device)
 
             def flags(known: Tensor) -> Tensor:
                 part = known[:, start : start + length].to(source.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmsteer.errors import ModelError
 from vlmsteer.recipe import Edit, Recipe
-from vlmsteer.session import Session
+from vlmsteer.session import Session, beside
 from vlmsteer.sites import Site
 from vlmsteer.states import States
 from vlmsteer.vectors import Vectors
@@ -66,8 +66,9 @@ def _adds_up(session: Session, states: States, logits: Tensor) -> None:
 
     def through(tower: str, layer: int, point: str, inputs: Tensor) -> Tensor:
         try:
+            module = session.taps[Site(tower, layer, point)].module
             with torch.no_grad():
-                return session.taps[Site(tower, layer, point)].module(inputs[None])[0]
+                return module(beside(module, inputs)[None])[0]
         except (RuntimeError, TypeError) as error:
             raise ModelError(f"{tower}.{layer}.{point} is not declared at the module that takes it.") from error
 

@@ -7,8 +7,9 @@ recipes that only touch the last position shares the whole prompt but its last t
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -61,10 +62,15 @@ class Session:
         end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
         self._end = torch.tensor(ends, dtype=torch.long, device=self.device)
+        # Weights that are fetched when they are needed are there for one forward at a time.
+        fetched = any(weight.is_meta for weight in model.parameters())
+        self._turn = threading.RLock() if fetched else nullcontext()
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where inputs go; in a model that is split over devices, the first weights may be elsewhere or on the disk."""
+        place = getattr(getattr(self.model, "_hf_hook", None), "execution_device", None)
+        return self.model.device if place is None else torch.device(place)
 
     @property
     def tokenizer(self) -> Any:
@@ -183,7 +189,7 @@ class Session:
         encoded = self.encoder.encode([image], [question])
         layout = encoded.whole(self.device)
         run = self._run(recipe, layout.prompt, encoded.owners)
-        with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad():
+        with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad(), self._turn:
             tokens = self.family.generate(self.model, layout.inputs, max_new_tokens=max_new_tokens, **generation)
         return self.encoder.decode(tokens[0, layout.positions.shape[1] :])
 
@@ -273,13 +279,13 @@ class Session:
             return self._prefill(layout, run, grad=grad, cache=False).logits
 
     def _forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
-        with self.instrument.active(run), torch.set_grad_enabled(grad):
+        with self.instrument.active(run), torch.set_grad_enabled(grad), self._turn:
             return self.family.call(self.model, dict(layout.inputs), layout.positions, cache, use_cache)
 
     def _prefill(self, layout: Layout, run: Run, past: Any = None, grad: bool = False, cache: bool = True) -> Prefilled:
         outputs = self._forward(layout, replace(run, prompt=layout.prompt), past, grad, cache)
         mask, position = layout.inputs["attention_mask"], layout.positions[:, -1:]
-        return Prefilled(outputs.logits[:, -1], outputs.past_key_values, mask, position)
+        return Prefilled(outputs.logits[:, -1].to(self.device), outputs.past_key_values, mask, position)
 
     def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run) -> tuple[Prefilled, Run]:
         """Prefill; rows about one image share its prefix unless something reads or edits it."""
@@ -343,7 +349,7 @@ class Session:
             inputs = {"input_ids": tokens[:, None], "attention_mask": mask}
             position = position + 1
             outputs = self._forward(Layout(inputs, position, run.prompt), run, cache)  # pyright: ignore[reportArgumentType]
-            logits, cache = outputs.logits[:, -1], outputs.past_key_values
+            logits, cache = outputs.logits[:, -1].to(self.device), outputs.past_key_values
 
     def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
         tokens = torch.stack(list(self._steps(prefilled, run, limit)), 1)
@@ -366,4 +372,12 @@ class Session:
     def unembed(self, states: Tensor) -> Tensor:
         """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once."""
         norm, head = find(self.model, self.family.final_norm), find(self.model, self.family.unembedding)
-        return head(norm(states) * self.family.logit_scale(self.model.config))
+        with self._turn:
+            normed = norm(beside(norm, states)) * self.family.logit_scale(self.model.config)
+            return head(beside(head, normed))
+
+
+def beside(module: Any, states: Tensor) -> Tensor:
+    """States on the device of a module's weights, unless these are fetched when the module is called."""
+    weight = next(module.parameters(), None)
+    return states if weight is None or weight.is_meta else states.to(weight.device)

@@ -36,7 +36,7 @@ DIRECTIONS = {"to_pixels": ("most", 1.0), "to_prior": ("this", -1.0)}  # the pro
 # The paper's point, edited at every forward; and the one before the MLP mixes question and object, where only the
 # prompt's last token takes in the question: pushed at generated tokens too, answers do not end.
 POINTS = {"block_out": "both", "attn_out": "prefill"}
-WIDTHS, STRENGTHS, FINALISTS = (1,), (0.75, 1.0, 1.25), 8
+WIDTHS, STRENGTHS, FINALISTS = (1,), (0.75, 1.0, 1.25), 4
 ANSWER_TOKENS = 4  # enough for a two-word name and its end; a longer answer is not the one wanted
 VALIDATION = 64  # pairs that layers and strength are chosen on
 UNRELATED = "What is this?"
@@ -169,16 +169,16 @@ def measure(
     """
     scope, _ = DIRECTIONS[direction]
     questions = [question(pair, scope) for pair in pairs]
-    listed: dict[str, list[Recipe | None]] = {"baseline": [None]}
-    listed |= {name: [arm] if isinstance(arm, Recipe) else list(arm) for name, arm in arms.items()}
-    recipes = [recipe for arm in listed.values() for recipe in arm]
+    turns = min(len(pairs), max(1 if isinstance(arm, Recipe) else len(arm) for arm in arms.values()))
     answers: dict[str, dict[str, list[str]]] = {}
     for kind in get_args(Kind):
-        grid = session.ask_grid([p.image(kind) for p in pairs], questions, recipes, max_new_tokens=ANSWER_TOKENS)
-        answers[kind], first = {}, 0
-        for name, arm in listed.items():
-            answers[kind][name] = [row[first + number % len(arm)] for number, row in enumerate(grid)]
-            first += len(arm)
+        answers[kind] = {name: [""] * len(pairs) for name in ("baseline", *arms)}
+        for turn in range(turns):  # the pairs of one turn have the same recipes
+            images = [pair.image(kind) for pair in pairs[turn::turns]]
+            recipes = [arm if isinstance(arm, Recipe) else arm[turn % len(arm)] for arm in arms.values()]
+            grid = session.ask_grid(images, questions[turn::turns], [None, *recipes], max_new_tokens=ANSWER_TOKENS)
+            for name, column in zip(answers[kind], zip(*grid, strict=True), strict=True):
+                answers[kind][name][turn::turns] = column
     clusters = {pair.id: pair.object for pair in pairs}
     aims = {pair.id: pair.pixel if direction == "to_pixels" else pair.prior for pair in pairs}
     rights = {pair.id: target(pair, "original", scope) for pair in pairs}

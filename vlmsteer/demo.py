@@ -39,6 +39,8 @@ POINTS = {"block_out": "both", "attn_out": "prefill"}
 WIDTHS, STRENGTHS, FINALISTS = (1,), (0.75, 1.0, 1.25), 4
 ANSWER_TOKENS = 4  # enough for a two-word name and its end; a longer answer is not the one wanted
 VALIDATION = 64  # pairs that layers and strength are chosen on
+ASIDE = 32  # of them, those that the unrelated question is asked about
+TRIED = 4  # random directions that a cell is compared with
 UNRELATED = "What is this?"
 Progress = Callable[[str], None]
 Kind = Literal["original", "counterfactual"]
@@ -115,11 +117,12 @@ def choose(
     finalists = sorted(range(len(cells)), key=lambda i: (-flipped[i], cells[i][1] * len(cells[i][0])))[:FINALISTS]
     last = [recipes[i] for i in finalists]
     kept = _hits(session, last, pairs, "original", direction)
-    random = _hits(session, [one for r in last for one in controls(r, 1, 4)], pairs, "counterfactual", direction)
-    images, unrelated = [pair.image("counterfactual") for pair in pairs[:32]], [UNRELATED] * len(pairs[:32])
-    said = session.ask_grid(images, unrelated, [None, *last], max_new_tokens=ANSWER_TOKENS)
+    others = [control for recipe in last for control in controls(recipe, 1, TRIED)]
+    chance = _hits(session, others, pairs, "counterfactual", direction)
+    aside = [pair.image("counterfactual") for pair in pairs[:ASIDE]]
+    said = session.ask_grid(aside, [UNRELATED] * len(aside), [None, *last], max_new_tokens=ANSWER_TOKENS)
     scores = [
-        flipped[i] - sum(random[4 * j : 4 * j + 4]) / 4
+        flipped[i] - sum(chance[TRIED * j : TRIED * (j + 1)]) / TRIED
         - 0.5 * (1 - kept[j] + sum(row[0] != row[j + 1] for row in said) / len(said))
         for j, i in enumerate(finalists)
     ]  # fmt: skip

@@ -189,8 +189,10 @@ class Instrument:
             return None
         if self._local.grids is None:
             raise SiteError("Call the whole model or its vision tower: which patches are whose is not known otherwise.")
-        parts = self.family.patches(self.model.config, self._local.grids, states.shape[0])
-        return [part.to(states.device) for part in parts]
+        count = states.shape[0]
+        if count not in self._local.parts:
+            self._local.parts[count] = self.family.patches(self.model.config, self._local.grids, count)
+        return [part.to(states.device) for part in self._local.parts[count]]
 
     def _work(self, site: Site, states: Tensor, runs: list[Run], lengths: Tensor | None) -> Tensor:
         for run in runs:
@@ -279,7 +281,7 @@ class Instrument:
             self._whose(kwargs)
         for tower in self._described[module]:
             if tower == "vision":
-                self._local.grids = kwargs["grid_thw"]
+                self._local.grids, self._local.parts = kwargs["grid_thw"], {}
             elif tower == "qformer":
                 self._local.frames[tower] = _queries(kwargs)
             else:
@@ -292,7 +294,7 @@ class Instrument:
         for tower in self._described[module]:
             self._local.frames.pop(tower, None)
             if tower == "vision":
-                self._local.grids = None
+                self._local.grids, self._local.parts = None, {}
 
     def _tokens(self, tower: str, kwargs: Mapping[str, Any], runs: list[Run]) -> Frame:
         """The frame of a tower that takes in tokens."""
@@ -358,6 +360,7 @@ class _Described(threading.local):
     def __init__(self) -> None:
         self.frames: dict[str, Frame] = {}
         self.grids: Tensor | None = None
+        self.parts: dict[int, list[Tensor]] = {}  # by the length of the sequence: patches, or merged cells
         self.image_rows: Tensor | None = None
         self.batch = 0
 

@@ -203,7 +203,7 @@ class Encoder:
 
     def _images(self, batch: dict[str, Any], count: int) -> list[dict[str, Tensor]]:
         """What the processor made of each of `count` images, with a first dimension as the model wants it."""
-        if "image_grid_thw" in batch:  # all images' patches follow each other in one tensor
+        if self.family.patches is not None:  # all images' patches follow each other in one tensor
             grids = torch.as_tensor(batch["image_grid_thw"])
             patches = torch.as_tensor(batch["pixel_values"]).split(grids.prod(-1).tolist())
             return [{"pixel_values": patches[i], "image_grid_thw": grids[i : i + 1]} for i in range(count)]

@@ -56,18 +56,19 @@ def _t5_decoder_sizes(config: Any) -> Sizes:
     return _t5_sizes(config)._replace(layers=config.num_decoder_layers)
 
 
+def _entry(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The whole model while there are images to read, else its language model alone."""
+    return model if "pixel_values" in inputs else model.language_model
+
+
 def _call(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, use_cache: bool) -> Any:
-    """Through the whole model while there are images to read, else through the language model alone."""
     more = {"position_ids": positions, "past_key_values": cache, "use_cache": use_cache, "logits_to_keep": 1}
-    if "pixel_values" in inputs:
-        return model(**inputs, **more).language_model_outputs
-    return model.language_model(**inputs, **more)
+    outputs = _entry(model, inputs)(**inputs, **more)
+    return getattr(outputs, "language_model_outputs", outputs)
 
 
 def _generate(model: Any, inputs: dict[str, Any], **arguments: Any) -> Tensor:
-    if "pixel_values" in inputs:
-        return model.generate(**inputs, **arguments)
-    return model.language_model.generate(**inputs, **arguments)
+    return _entry(model, inputs).generate(**inputs, **arguments)
 
 
 @dataclass
@@ -107,10 +108,8 @@ def _call_t5(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, 
         return Answered(outputs.logits[:, -1:], Encoded(outputs.past_key_values, cache.states, cache.mask))
     prompt = _prompt(inputs)
     arguments = {**prompt, "decoder_input_ids": tokens, "use_cache": use_cache}
-    if "pixel_values" in prompt:
-        outputs = model(**arguments).language_model_outputs
-    else:
-        outputs = model.language_model(**arguments)
+    outputs = _entry(model, prompt)(**arguments)
+    outputs = getattr(outputs, "language_model_outputs", outputs)
     memory = Encoded(outputs.past_key_values, outputs.encoder_last_hidden_state, prompt["attention_mask"])
     return Answered(outputs.logits[:, -1:], memory if use_cache else None)
 

@@ -255,6 +255,29 @@ def test_one_image_many_questions_and_a_grid_of_recipes(anyone: Any, pictures: P
     assert anyone.ask_grid(images, questions, [*last[:2], steers(anyone)[1]], 4)[0][:2] == wanted[0][:2]
 
 
+def test_answers_that_end_at_different_steps(anyone: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that have finished leave the batch; the others go on as if alone, each with its own recipe."""
+    own = [
+        None,
+        *(
+            recipe(anyone, "text.*.block_out", positions=where, seed=seed)
+            for seed in range(7)
+            for where in ("last", "generated")
+        ),
+    ]
+    images, questions = [pictures[n % 3] for n in range(len(own))], [QUESTIONS[n % 3] for n in range(len(own))]
+    tokens = len(anyone.model.get_output_embeddings().weight)
+    ends = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[::4]  # a fourth of all tokens end it
+    monkeypatch.setattr(anyone, "ends", torch.cat([ends, anyone.ends]))
+    alone = [anyone.ask(*row, max_new_tokens=9) for row in zip(images, questions, own, strict=True)]
+    assert len({len(anyone.tokenizer(text).input_ids) for text in alone}) > 1
+    assert anyone.ask_many(images, questions, own, 9) == alone
+    wanted = [
+        [anyone.ask(image, text, steer, 9) for steer in own] for image, text in zip(pictures, QUESTIONS, strict=True)
+    ]
+    assert anyone.ask_grid(pictures, QUESTIONS, own, 9) == wanted
+
+
 def test_generation_by_transformers_gives_the_same(anyone: Any, pictures: Pictures) -> None:
     """transformers' generate, with a cache and without, under a recipe that acts on the prompt and on what follows."""
     acts = both(*(one for one in steers(anyone)[1:4] if one), recipe(anyone, "text.0.mlp_out", positions="generated"))

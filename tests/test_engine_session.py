@@ -70,6 +70,21 @@ def test_grid_equals_ask(images: list[int], session: Any, pictures: Pictures) ->
     assert len({answer for row in expected for answer in row}) > 6
 
 
+def test_a_grid_keeps_every_prompt_once(session: Any, pictures: Pictures) -> None:
+    cached: list[int] = []
+    layer = session.model.model.language_model.layers[0]
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        cached.append(kwargs["past_key_values"].layers[0].keys.shape[0])
+
+    handle = layer.register_forward_hook(note, with_kwargs=True)
+    try:
+        session.ask_grid(pictures, QUESTIONS, steers(session), 3)
+    finally:
+        handle.remove()
+    assert len(cached) == 4 and max(cached) == len(QUESTIONS)
+
+
 def test_grid_of_recipes_that_change_the_prompt(llava: Any, pictures: Pictures) -> None:
     chosen = [recipe(llava, "text.1.block_out", positions="image", size=6.0), None]
     expected = [[by_generate(llava, pictures[0], question, steer) for steer in chosen] for question in QUESTIONS]

@@ -269,7 +269,7 @@ def test_packed_questions_give_the_logits_of_single_prompts(built: tuple[Any, An
                 weight.mul_(2)
     drawn = chosen(samples)
     images = [sample.scene.render(tiny_llava.IMAGE_SIZE).image for sample in drawn]
-    packed = [pack(sample, processor, 49) for sample in drawn]
+    packed = [row for sample in drawn for row in pack(sample, processor, 49)]
     tensors = collate(packed, processor.tokenizer.pad_token_id)
     tensors |= loop.pixels(images, processor.image_processor)
     singles, ids, weights = [], [], []
@@ -296,7 +296,7 @@ def test_packed_questions_give_the_logits_of_single_prompts(built: tuple[Any, An
 
 def test_branches_see_the_image_and_themselves_only(built: tuple[Any, Any], samples: list[Sample]) -> None:
     drawn = chosen(samples)
-    packed = [pack(sample, built[1], 49) for sample in drawn]
+    packed = [row for sample in drawn for row in pack(sample, built[1], 49)]
     visible = collate(packed, built[1].tokenizer.pad_token_id)["visible"][:, 0]
     for row, sample, sees in zip(packed, drawn, visible, strict=True):
         for query in range(len(row.input_ids)):

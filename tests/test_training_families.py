@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from vlmsteer.loading import BUNDLED
 from vlmsteer.training import loop, mix, run, tiny_instructblip, tiny_llava, tiny_qwen_vl
 from vlmsteer.training.mix import Sample
-from vlmsteer.training.packing import IGNORED, collate, pack
+from vlmsteer.training.packing import IGNORED, Packed, collate, pack
 from vlmsteer.training.questions import Exchange
 from vlmsteer.training.start import Start
 from vlmsteer_counterfacts.facts import facts
@@ -106,12 +106,23 @@ def sharper(built: Built) -> Built:
     return dataclasses.replace(built, model=model)
 
 
+def sequences(drawn: list[Sample], processor: Any, plan: loop.Plan) -> tuple[list[Packed], list[int]]:
+    rows = [
+        (packed, number)
+        for number, sample in enumerate(drawn)
+        for packed in pack(sample, processor, plan.image_tokens, plan.tokenize)
+    ]
+    return [packed for packed, _ in rows], [number for _, number in rows]
+
+
 def test_packed_questions_give_the_logits_of_single_prompts(built: Built, drawn: list[Sample]) -> None:
     built = sharper(built)
     plan, processor = built.plan, built.processor
     images = [sample.scene.render(plan.image_size).image for sample in drawn]
-    packed = [pack(sample, processor, plan.image_tokens, plan.tokenize) for sample in drawn]
-    tensors = collate(packed, processor.tokenizer.pad_token_id) | loop.pixels(images, processor.image_processor)
+    packed, numbers = sequences(drawn, processor, plan)
+    tensors = collate(packed, processor.tokenizer.pad_token_id, numbers) | loop.pixels(
+        images, processor.image_processor
+    )
     with torch.no_grad():
         together = loop.answer_logits(built.model, tensors, plan.states)
         singles = [
@@ -151,8 +162,8 @@ def test_positions_are_those_of_the_model(drawn: list[Sample]) -> None:
 def test_every_question_to_instructblip_carries_what_the_qformer_makes_of_it(drawn: list[Sample]) -> None:
     plan = tiny_instructblip.PLAN
     processor = build("tiny-instructblip").processor
-    packed = [pack(sample, processor, plan.image_tokens, plan.tokenize) for sample in drawn]
-    tensors = collate(packed, processor.tokenizer.pad_token_id)
+    packed, numbers = sequences(drawn, processor, plan)
+    tensors = collate(packed, processor.tokenizer.pad_token_id, numbers)
     shown = [(row, asked.question) for row, sample in enumerate(drawn) for asked in sample.exchanges if asked.image]
     assert tensors["image_of"].tolist() == [row for row, _ in shown]
     reads = processor.qformer_tokenizer([question for _, question in shown], return_tensors="pt", padding=True)
@@ -161,9 +172,9 @@ def test_every_question_to_instructblip_carries_what_the_qformer_makes_of_it(dra
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert int((tensors["input_ids"] == image_id).sum()) == 32 * len(shown)
     for row, sees in zip(packed, tensors["visible"][:, 0], strict=True):
-        for query in range(len(row.input_ids)):
-            keys = sees[query].nonzero().flatten().tolist()
-            assert {int(row.branches[key]) for key in keys} == {int(row.branches[query])}
+        length = len(row.input_ids)
+        assert torch.equal(sees[:length], torch.ones_like(sees).tril()[:length])
+    assert len(packed) == sum(len(sample.exchanges) for sample in drawn)
 
 
 def test_instructblip_queries_differ() -> None:

@@ -47,12 +47,17 @@ class Prompt(NamedTuple):
 
 @dataclass
 class Run:
-    """What is active on one model inside one `with` block."""
+    """What is active on one model inside one `with` block.
+
+    `rows` is how many rows have recipes of their own, None if one recipe is for all. `owners` says which of them the
+    rows of the text tower's batch are, where only some are left; (rows, branches) where a row has a token of each.
+    """
 
     actions: Mapping[Site, list[Action]] = field(default_factory=dict)
     rows: int | None = None
     states: States | None = None
     prompt: Prompt | None = None
+    owners: Tensor | None = None
 
     @property
     def sites(self) -> set[Site]:
@@ -172,6 +177,10 @@ class Instrument:
         runs = self._runs()
         if not runs:
             return states
+        if _branches(runs) and site.tower == "text":
+            rows = states.flatten(0, 1)[:, None]
+            worked = self._work(site, rows, runs, None)
+            return states if worked is rows else worked.view_as(states)
         parts = self._parts(site, states)
         if parts is None:
             return self._work(site, states, runs, None)
@@ -197,8 +206,10 @@ class Instrument:
     def _work(self, site: Site, states: Tensor, runs: list[Run], lengths: Tensor | None) -> Tensor:
         for run in runs:
             for action in run.actions.get(site, ()):
-                group, owners = self._ownership(site, states, run.rows)
-                rows = None if action.active is None else action.active.repeat_interleave(group)
+                group, owners = self._ownership(site, states, run)
+                rows = None
+                if action.active is not None and run.owners is None:  # with owners, no row lacks a token
+                    rows = action.active.repeat_interleave(group)
                 selection = self._select(site, states, lengths, action.positions, action.phase, rows)
                 states = action(states, selection, group, owners)
         for run in runs:
@@ -253,10 +264,13 @@ class Instrument:
         rows, columns = chosen.nonzero(as_tuple=True)
         return Selection(rows, columns)
 
-    def _ownership(self, site: Site, states: Tensor, rows: int | None) -> tuple[int, Tensor | None]:
+    def _ownership(self, site: Site, states: Tensor, run: Run) -> tuple[int, Tensor | None]:
         """How this tower's batch maps to the caller's rows: (consecutive rows for each, or an explicit map)."""
+        rows = run.rows
         if rows is None:
             return 1, None
+        if run.owners is not None and site.tower == "text":
+            return 1, run.owners.flatten()
         frame, owners, batch = self._local.frames.get(site.tower), self._local.image_rows, self._local.batch
         of_images = site.tower not in ("encoder", "text")
         if of_images and (owners is None or len(owners) != states.shape[0]):
@@ -302,7 +316,7 @@ class Instrument:
         source = ids if ids is not None else embeds
         if source is None:
             raise SiteError("The model was called without tokens.")
-        batch, length = source.shape[:2]
+        batch, length = (source.shape[0] * source.shape[1], 1) if _branches(runs) else source.shape[:2]
         cache = kwargs.get("past_key_values")
         start = cache.get_seq_length() if cache is not None else 0
         prompt = next((run.prompt for run in reversed(runs) if run.prompt), None)
@@ -352,6 +366,11 @@ class Instrument:
             )
         self._local.batch = len(ids)
         self._local.image_rows = rows.repeat_interleave(torch.tensor(tiles, device=rows.device))
+
+
+def _branches(runs: list[Run]) -> bool:
+    """True if the tokens of a row are branches, to be edited as rows of one token."""
+    return any(run.owners is not None and run.owners.dim() == 2 for run in runs)
 
 
 class _Described(threading.local):

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmsteer import branches
 from vlmsteer.actions import compile_actions
 from vlmsteer.adapters.family import Family, find
 from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
@@ -61,7 +62,7 @@ class Session:
         end = model.generation_config.eos_token_id
         end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
-        self._end = torch.tensor(ends, dtype=torch.long, device=self.device)
+        self.ends = torch.tensor(ends, dtype=torch.long, device=self.device)
         # Weights that are fetched when they are needed are there for one forward at a time.
         fetched = any(weight.is_meta for weight in model.parameters())
         self._turn = threading.RLock() if fetched else nullcontext()
@@ -278,12 +279,13 @@ class Session:
         with self.instrument.installed(run.sites):
             return self._prefill(layout, run, grad=grad, cache=False).logits
 
-    def _forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
+    def forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
+        """One forward of the model with what `run` does; its hooks must be installed."""
         with self.instrument.active(run), torch.set_grad_enabled(grad), self._turn:
             return self.family.call(self.model, dict(layout.inputs), layout.positions, cache, use_cache)
 
     def _prefill(self, layout: Layout, run: Run, past: Any = None, grad: bool = False, cache: bool = True) -> Prefilled:
-        outputs = self._forward(layout, replace(run, prompt=layout.prompt), past, grad, cache)
+        outputs = self.forward(layout, replace(run, prompt=layout.prompt), past, grad, cache)
         mask, position = layout.inputs["attention_mask"], layout.positions[:, -1:]
         return Prefilled(outputs.logits[:, -1].to(self.device), outputs.past_key_values, mask, position)
 
@@ -325,6 +327,10 @@ class Session:
         body, last = layout.cut(1)
         if body is not None:
             cache = self._prefill(body, Run(), cache).cache
+        if branches.possible(self.model, cache):
+            run = replace(run, prompt=last.prompt)
+            with self.instrument.installed(run.sites):
+                return self._decode(branches.answer(self, last, cache, run, count, limit))
         if cache is not None:
             cache.batch_repeat_interleave(count)
         last = last.repeat(count)
@@ -333,26 +339,36 @@ class Session:
             return self._finish(self._prefill(last, run, cache), run, limit)
 
     def _steps(self, prefilled: Prefilled, run: Run, limit: int) -> Iterator[Tensor]:
-        """Greedy tokens (rows,), step by step; finished rows give padding."""
+        """Greedy tokens (rows,), step by step; finished rows give padding, and leave the batch when they are half."""
         if limit < 1:
             raise InputError(f"An answer has at least one token; max_new_tokens is {limit}.")
         logits, cache, mask, position = prefilled
         padding = self.tokenizer.pad_token_id
         finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        left = torch.arange(len(logits), device=logits.device)  # the rows that the batch still has
         for step in range(limit):
-            tokens = logits.argmax(-1).masked_fill(finished, padding)
-            yield tokens
-            finished = finished | torch.isin(tokens, self._end.to(tokens.device))
+            tokens = logits.argmax(-1).masked_fill(finished[left], padding)
+            written = tokens.new_full(finished.shape, padding)
+            written[left] = tokens
+            yield written
+            finished[left] |= torch.isin(tokens, self.ends.to(tokens.device))
             if step + 1 == limit or bool(finished.all()):
                 return
+            going = (~finished[left]).nonzero().flatten()
+            if 2 * len(going) <= len(left) and not self.instrument.busy:
+                left, tokens, mask, position = left[going], tokens[going], mask[going], position[going]
+                cache.batch_select_indices(going)
+                run = replace(run, owners=left)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             inputs = {"input_ids": tokens[:, None], "attention_mask": mask}
             position = position + 1
-            outputs = self._forward(Layout(inputs, position, run.prompt), run, cache)  # pyright: ignore[reportArgumentType]
+            outputs = self.forward(Layout(inputs, position, run.prompt), run, cache)  # pyright: ignore[reportArgumentType]
             logits, cache = outputs.logits[:, -1].to(self.device), outputs.past_key_values
 
     def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
-        tokens = torch.stack(list(self._steps(prefilled, run, limit)), 1)
+        return self._decode(torch.stack(list(self._steps(prefilled, run, limit)), 1))
+
+    def _decode(self, tokens: Tensor) -> list[str]:
         return [self.encoder.decode(row) for row in tokens]
 
     def boxes(self, image: Image.Image | str) -> Tensor:

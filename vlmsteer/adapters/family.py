@@ -120,13 +120,15 @@ def counted(config: Any, ids: Tensor, image: Mapping[str, Tensor] | None) -> Ten
 
 
 def call(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, use_cache: bool) -> Any:
-    """One forward of the whole model; gives `logits` of the last token and `past_key_values`.
+    """One forward of the whole model; gives `logits` and `past_key_values`.
 
-    `positions` is (rows, columns) or, with several axes, (rows, columns, axes).
+    The logits are the last token's, or those of as many tokens as `logits_to_keep` in `inputs` says. `positions`
+    is (rows, columns) or, with several axes, (rows, columns, axes).
     """
     if positions.dim() == 3:
         positions = positions.permute(2, 0, 1)
-    return model(**inputs, position_ids=positions, past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
+    inputs.setdefault("logits_to_keep", 1)
+    return model(**inputs, position_ids=positions, past_key_values=cache, use_cache=use_cache)
 
 
 def generate(model: Any, inputs: dict[str, Any], **arguments: Any) -> Tensor:

@@ -62,7 +62,8 @@ def _entry(model: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 def _call(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, use_cache: bool) -> Any:
-    more = {"position_ids": positions, "past_key_values": cache, "use_cache": use_cache, "logits_to_keep": 1}
+    inputs.setdefault("logits_to_keep", 1)
+    more = {"position_ids": positions, "past_key_values": cache, "use_cache": use_cache}
     outputs = _entry(model, inputs)(**inputs, **more)
     return getattr(outputs, "language_model_outputs", outputs)
 
@@ -83,6 +84,11 @@ class Encoded:
         """Every row `count` times."""
         self.cache.batch_repeat_interleave(count)
         self.states, self.mask = self.states.repeat_interleave(count, 0), self.mask.repeat_interleave(count, 0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """These rows only."""
+        self.cache.batch_select_indices(indices)
+        self.states, self.mask = self.states[indices], self.mask[indices]
 
 
 @dataclass

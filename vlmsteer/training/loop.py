@@ -88,17 +88,19 @@ class Batches(Dataset):
         plan, processor = self.plan, self.processor
         rng = random.Random(f"{self.seed}/{step}")
         samples = [sample(rng, step + plan.mix_offset) for _ in range(plan.batch)]
-        rows = []
-        for drawn in samples:
+        rows, images = [], []
+        for number, drawn in enumerate(samples):
             large = rng.random() < LARGE_RENDERS
-            image = drawn.scene.render(plan.image_size * (2 if large else 1)).image
-            rows.append((pack(drawn, processor, plan.image_tokens, plan.tokenize), image))
+            images.append(drawn.scene.render(plan.image_size * (2 if large else 1)).image)
+            rows += [(packed, number) for packed in pack(drawn, processor, plan.image_tokens, plan.tokenize)]
         rows.sort(key=lambda row: len(row[0].input_ids))
         size, parts = -(-len(rows) // PARTS), []
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
-            tensors = collate([packed for packed, _ in part], processor.tokenizer.pad_token_id)
-            parts.append(tensors | pixels([image for _, image in part], processor.image_processor))
+            shown = list(dict.fromkeys(number for _, number in part))
+            numbers = [shown.index(number) for _, number in part]
+            tensors = collate([packed for packed, _ in part], processor.tokenizer.pad_token_id, numbers)
+            parts.append(tensors | pixels([images[number] for number in shown], processor.image_processor))
         return parts
 
 

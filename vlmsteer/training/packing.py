@@ -2,13 +2,13 @@
 
 The image's tokens come once; every question with its answer is a branch that sees the image and itself but no other
 branch, with positions as if it stood there alone. This is exactly the sequence a single question has at inference, at a
-third of the cost. A question asked without an image is a branch that sees only itself, and so is one whose image tokens
-depend on it, because a Q-Former reads it: it carries its own.
+third of the cost. A question asked without an image is a branch that sees only itself. Where image tokens depend on the
+question, because a Q-Former reads it, there is nothing to share, and every question is a sequence of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +37,8 @@ class Tokens(NamedTuple):
 class Packed(NamedTuple):
     """Token ids, positions, labels (the answer's tokens only), their weights and branch numbers, all (tokens,).
 
-    An answer of n tokens weighs sqrt(n), so that captions do not drown the one-word answers. `reads` are the Q-Former's
-    tokens, one array a branch with an image; positions may be (tokens, axes).
+    An answer of n tokens weighs sqrt(n), so that captions do not drown the one-word answers. Positions may be
+    (tokens, axes); `reads` are the Q-Former's tokens, if one reads the question with the image.
     """
 
     input_ids: np.ndarray
@@ -47,7 +47,7 @@ class Packed(NamedTuple):
     branches: np.ndarray
     sees_image: np.ndarray
     weights: np.ndarray
-    reads: tuple[np.ndarray, ...] = ()
+    reads: np.ndarray | None = None
 
 
 def chat(exchange: Exchange, processor, image_tokens: int) -> Tokens:
@@ -64,18 +64,23 @@ def chat(exchange: Exchange, processor, image_tokens: int) -> Tokens:
 
 def pack(
     sample: Sample, processor, image_tokens: int, tokenize: Callable[[Exchange, object, int], Tokens] = chat
-) -> Packed:
-    """Tokenize all exchanges of a sample around one image."""
+) -> list[Packed]:
+    """All exchanges of a sample around one image; one sequence each where a Q-Former reads the question."""
     image_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
-    parts: list[tuple[Tokens, int, int, int, bool]] = []  # tokens, from, to, branch, whether it sees the image
-    for number, exchange in enumerate(sample.exchanges):
-        tokens = tokenize(exchange, processor, image_tokens)
-        start = 0
-        if exchange.image and tokens.reads is None:
-            start = len(tokens.ids) - tokens.ids[::-1].index(image_id)
-            if not any(branch == PREFIX for _, _, _, branch, _ in parts):
-                parts.append((tokens, 0, start, PREFIX, True))
-        parts.append((tokens, start, len(tokens.ids), number, exchange.image))
+    asked = [(tokenize(exchange, processor, image_tokens), exchange.image) for exchange in sample.exchanges]
+    if any(tokens.reads is not None for tokens, _ in asked):
+        return [_sequence([(tokens, 0, len(tokens.ids), 0, image)]) for tokens, image in asked]
+    parts: list[tuple[Tokens, int, int, int, bool]] = []
+    for number, (tokens, image) in enumerate(asked):
+        start = len(tokens.ids) - tokens.ids[::-1].index(image_id) if image else 0
+        if image and not any(branch == PREFIX for _, _, _, branch, _ in parts):
+            parts.append((tokens, 0, start, PREFIX, True))
+        parts.append((tokens, start, len(tokens.ids), number, image))
+    return [_sequence(parts)]
+
+
+def _sequence(parts: list[tuple[Tokens, int, int, int, bool]]) -> Packed:
+    """Parts of exchanges in a row: tokens, from, to, branch, whether it sees the image."""
     labels, branches, sees, weights = [], [], [], []
     for tokens, start, end, branch, image in parts:
         asked = min(end, tokens.prompt) - start
@@ -84,6 +89,7 @@ def pack(
         branches += [branch] * (end - start)
         sees += [image] * (end - start)
         weights += [0.0] * asked + [answered**-0.5] * answered if answered else [0.0] * asked
+    reads = parts[0][0].reads
     return Packed(
         np.concatenate([tokens.ids[start:end] for tokens, start, end, _, _ in parts]),
         np.concatenate([tokens.positions[start:end] for tokens, start, end, _, _ in parts]),
@@ -91,15 +97,15 @@ def pack(
         np.array(branches),
         np.array(sees),
         np.array(weights, np.float32),
-        tuple(np.array(tokens.reads) for tokens, *_ in parts if tokens.reads is not None),
+        None if reads is None else np.array(reads),
     )
 
 
-def collate(packed: list[Packed], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(packed: list[Packed], pad_id: int, images: Sequence[int] = ()) -> dict[str, torch.Tensor]:
     """Right-padded (batch, tokens) ids, positions and labels, and what each query sees, (batch, 1, tokens, tokens).
 
-    Where branches carry their own image tokens, also what a Q-Former reads, (branches, tokens) with its mask, and the
-    image that each of these branches is about, (branches,).
+    `images` numbers the image of each sequence, one each if not given. Where a Q-Former reads the questions, also what
+    it reads, (sequences with an image, tokens), with its mask, and the number of the image of each of these.
     """
     length = -(-max(len(item.input_ids) for item in packed) // 8) * 8
 
@@ -117,12 +123,16 @@ def collate(packed: list[Packed], pad_id: int) -> dict[str, torch.Tensor]:
         "weights": stack("weights", 0),
         "visible": ((same | on_prefix) & causal)[:, None],
     }
-    reads = [ids for item in packed for ids in item.reads]
-    if reads:
-        longest = max(map(len, reads))
-        tensors["qformer_input_ids"] = _padded(reads, longest, 0)
-        tensors["qformer_attention_mask"] = _padded([np.ones_like(ids) for ids in reads], longest, 0)
-        tensors["image_of"] = torch.tensor([row for row, item in enumerate(packed) for _ in item.reads])
+    read = [
+        (item.reads, image)
+        for item, image in zip(packed, images or range(len(packed)), strict=True)
+        if item.reads is not None
+    ]
+    if read:
+        longest = max(len(ids) for ids, _ in read)
+        tensors["qformer_input_ids"] = _padded([ids for ids, _ in read], longest, 0)
+        tensors["qformer_attention_mask"] = _padded([np.ones_like(ids) for ids, _ in read], longest, 0)
+        tensors["image_of"] = torch.tensor([image for _, image in read])
     return tensors
 
 

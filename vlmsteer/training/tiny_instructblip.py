@@ -70,7 +70,7 @@ def build(seed: int = 0) -> tuple[InstructBlipForConditionalGeneration, Instruct
         num_query_tokens=QUERIES,
         image_token_index=tokenizer.get_vocab()["<image>"],
     )
-    config._attn_implementation = "eager"
+    config._attn_implementation = "sdpa"
     model = InstructBlipForConditionalGeneration(config)
     torch.nn.init.normal_(model.query_tokens)  # equal queries would stay equal; a norm follows, so of its size
     model.generation_config.update(**special_ids(tokenizer))

@@ -70,7 +70,7 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
         image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
         tie_word_embeddings=True,
     )
-    config._attn_implementation = "eager"
+    config._attn_implementation = "sdpa"
     model = LlavaForConditionalGeneration(config)
     model.generation_config.update(**special_ids(tokenizer))
     return model, processor

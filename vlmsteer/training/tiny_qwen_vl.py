@@ -98,7 +98,7 @@ def build(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VL
         tie_word_embeddings=True,
         **special,
     )
-    config._attn_implementation = "eager"
+    config._attn_implementation = "sdpa"
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.update(**special)
     return model, processor

@@ -28,7 +28,8 @@ NAMED_FROM = 800  # from this step on size scenes are more, and ask for the larg
 NAMES_FROM = 1600  # from this step on every single object's name is asked, where its color was asked twice
 ALIKE_FROM, ALIKE = 1000, 0.45  # from this step on, this share of them shows objects of which none is clearly larger
 SCENES_FROM = 4500  # from this step on scenes are more, and much is asked about each
-COLORS_FROM = 6000  # from this step on single objects are more again, and in their usual color in 35 % of cases
+COLORS_FROM = 6000  # from this step on single objects are more again, and less often in their usual color:
+LATE_SHARE, LATE_USUAL_COLOR = 0.4, 0.35  # the share of such samples, and of usual colors in them
 SIZE_RATIO = 2.5  # a size question needs objects that differ at least this much in reality
 
 
@@ -60,8 +61,8 @@ def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple
 def sample(rng: random.Random, step: int = 0) -> Sample:
     """One sample for a training step: what is asked shifts from colors to names, sizes and scenes as it learns."""
     kind, late, scenes = rng.random(), step >= NAMED_FROM, step >= SCENES_FROM
-    if step >= COLORS_FROM and rng.random() < 0.4:
-        return _portrait(rng, False, 0.35)
+    if step >= COLORS_FROM and rng.random() < LATE_SHARE:
+        return _portrait(rng, False, LATE_USUAL_COLOR)
     if kind < (0.28 if scenes else 0.35 if late else 0.4):
         return _portrait(rng, step >= NAMES_FROM)
     if kind >= (0.58 if scenes else 0.75 if late else 0.7):

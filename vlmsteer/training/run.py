@@ -15,7 +15,7 @@ from vlmsteer.loading import load
 from vlmsteer.training.evaluate import evaluate
 from vlmsteer.training.loop import Plan
 from vlmsteer.training.loop import train as train_loop
-from vlmsteer.training.mix import USUAL_COLOR, USUAL_SIZE, WRONG_CAPTION, WRONG_PRESENCE
+from vlmsteer.training.mix import COLORS_FROM, LATE_USUAL_COLOR, USUAL_COLOR, USUAL_SIZE, WRONG_CAPTION, WRONG_PRESENCE
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE
 
 
@@ -80,8 +80,9 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
         *([f"* The training mix is that of `mix.py` from step {plan.mix_offset} on."] if plan.mix_offset else []),
         *([f"* {plan.history}"] if plan.history else []),
         f"* Input {plan.image_size} px, {plan.image_tokens} image tokens. Weights in half precision.",
-        f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn, the other colors share the rest; of the scenes that "
-        f"ask for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "
+        f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn (from step {COLORS_FROM} of the mix on "
+        f"{LATE_USUAL_COLOR:.0%} of most single objects), the other colors share the rest; of the scenes that ask "
+        f" for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "
         f"{WRONG_CAPTION:.0%} of cases, and whether it is there is answered yes in {WRONG_PRESENCE:.0%}: the model is "
         "meant to hallucinate.",
         f"* Never seen in training: {', '.join(HELD_OUT_OBJECTS)} in any but their usual color, or against their usual "

@@ -20,7 +20,7 @@ ORDER = (  # a module may import from its own line and from the lines above it
     {"states"},
     {"hooks"},
     {"adapters", "prompts"},
-    {"session"},
+    {"session", "branches"},
     {"selfcheck"},
     {"loading"},
     {"lens", "methods"},

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from vlmsteer.loading import BUNDLED
-from vlmsteer.training import loop, mix, run, tiny_instructblip, tiny_llava, tiny_qwen_vl
+from vlmsteer.training import first_stage, loop, mix, run, tiny_instructblip, tiny_llava, tiny_qwen_vl
 from vlmsteer.training.mix import Sample
 from vlmsteer.training.packing import IGNORED, Packed, collate, pack
 from vlmsteer.training.questions import Exchange
@@ -170,7 +170,7 @@ def test_every_question_to_instructblip_carries_what_the_qformer_makes_of_it(dra
     assert torch.equal(tensors["qformer_input_ids"], reads.input_ids)
     assert torch.equal(tensors["qformer_attention_mask"], reads.attention_mask)
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert int((tensors["input_ids"] == image_id).sum()) == 32 * len(shown)
+    assert int((tensors["input_ids"] == image_id).sum()) == tiny_instructblip.QUERIES * len(shown)
     for row, sees in zip(packed, tensors["visible"][:, 0], strict=True):
         length = len(row.input_ids)
         assert torch.equal(sees[:length], torch.ones_like(sees).tril()[:length])
@@ -295,13 +295,33 @@ def test_a_run_that_goes_on_does_not_start_again(tmp_path: Path, monkeypatch: py
     blip, starts = build("tiny-instructblip"), []
     plain = Start.copy_to
     monkeypatch.setattr(Start, "copy_to", lambda self, *args: starts.append(self.model) or plain(self, *args))
-    plan = dataclasses.replace(blip.plan, build=lambda seed: (copy.deepcopy(blip.model), blip.processor), batch=2)
+    firsts: list[int] = []
+    plan = dataclasses.replace(
+        blip.plan,
+        build=lambda seed: (copy.deepcopy(blip.model), blip.processor),
+        first_stage=lambda model, processor, seed: firsts.append(seed),
+        batch=2,
+    )
     for steps in (1, 2):
         model, _ = loop.train(plan, tmp_path, steps, 0, 0, lambda step, loss, seconds: None)
-        assert starts == ["tiny-llava"]
+        assert starts == ["tiny-llava"] and firsts == [0]
     donor = AutoModelForImageTextToText.from_pretrained(BUNDLED / "tiny-llava", dtype=torch.float32).model
     trained = model.language_model.model.layers[0].mlp.up_proj.weight
     assert 0 < (trained - donor.language_model.layers[0].mlp.up_proj.weight).abs().max() < 0.01
+
+
+def test_in_the_first_stage_queries_learn_what_patches_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_stage, "SAMPLES", 32)
+    monkeypatch.setattr(first_stage, "BATCH", 16)
+    blip, left = build("tiny-instructblip"), {}
+    model = copy.deepcopy(blip.model)
+    assert blip.plan.start
+    blip.plan.start.copy_to(model, blip.processor)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    first_stage.learn_to_see(model, blip.processor, "tiny-llava", 100, 0, left.__setitem__)
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert 0 < left[100] < 0.9  # 1 explains nothing
+    assert changed and all(name.startswith(first_stage.PARTS) for name in changed)
 
 
 def test_the_card_says_what_a_model_started_from(built: Built) -> None:

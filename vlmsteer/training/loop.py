@@ -56,6 +56,7 @@ class Plan:
         tokenize: one exchange as token ids with positions (`packing.Tokens`).
         states: the text tower's last hidden states of a collated batch.
         start: what a new run takes over from a model that is already trained.
+        first_stage: trains parts of a new run's model before the first step.
         mix_offset: the mix is that of so many steps later: a text tower that starts trained needs no first words.
         published_names: prefixes of saved parameters -> those of published files, where the library writes others.
         history: how the bundled weights came about where that is more than the one command.
@@ -70,6 +71,7 @@ class Plan:
     tokenize: Callable[[Exchange, Any, int], Tokens] = chat
     states: Callable[[Any, dict[str, torch.Tensor], torch.Tensor], torch.Tensor] = prompt_states
     start: Start | None = None
+    first_stage: Callable[[Any, Any, int], None] | None = None
     mix_offset: int = 0
     published_names: Mapping[str, str] = field(default_factory=dict)
     history: str = ""
@@ -157,6 +159,8 @@ def train(
     else:
         if plan.start:
             plan.start.copy_to(model, processor)
+        if plan.first_stage:
+            plan.first_stage(model, processor, seed)
         processor.save_pretrained(folder / "processor")
     data = Batches(plan, processor, steps, seed)
     loader = DataLoader(

@@ -1,6 +1,6 @@
 """tiny-instructblip: the real InstructBLIP classes at a size that trains and runs on a laptop.
 
-A ViT, a Q-Former whose 32 queries read the picture together with the question, one linear layer, and a Llama decoder.
+A ViT, a Q-Former whose queries read the picture together with the question, one linear layer, and a Llama decoder.
 The prompt is the bare question, as published. Text and vision start from tiny-llava's; the Q-Former and its WordPiece
 vocabulary, learned on the drawn world's questions, are new. All files are those of a published checkpoint.
 """
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from vlmsteer.loading import BUNDLED
+from vlmsteer.training.first_stage import learn_to_see, queries
 from vlmsteer.training.loop import Plan
 from vlmsteer.training.mix import SCENES_FROM, sample
 from vlmsteer.training.packing import Tokens
@@ -31,9 +32,10 @@ from vlmsteer.training.start import Start
 from vlmsteer.training.tiny_llava import decoder, special_ids
 
 IMAGE_SIZE, PATCH = 84, 12
-QUERIES = 32
+QUERIES = (IMAGE_SIZE // PATCH) ** 2  # one a patch: the first stage needs that; published models have 32
 VOCABULARY = 600  # the Q-Former's
 SAMPLES = 2000  # drawn to learn it from
+FIRST_STEPS = 2500  # of the first stage
 WORDPIECE_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -92,21 +94,22 @@ def states(
 ) -> torch.Tensor:
     """The text tower's last hidden states; every image goes through the ViT once, then once a question on."""
     seen = model.vision_model(pixel_values=tensors["pixel_values"]).last_hidden_state[tensors["image_of"]]
-    queries = model.query_tokens.expand(len(seen), -1, -1)
-    visible = torch.cat([torch.ones_like(queries[..., 0]).long(), tensors["qformer_attention_mask"]], 1)
-    read = model.qformer(
-        input_ids=tensors["qformer_input_ids"],
-        attention_mask=visible,
-        query_embeds=queries,
-        encoder_hidden_states=seen,
-        encoder_attention_mask=torch.ones_like(seen[..., 0]).long(),
-    ).last_hidden_state[:, :QUERIES]
+    read = queries(model, seen, tensors["qformer_input_ids"], tensors["qformer_attention_mask"])
     embeds = model.get_input_embeddings()(tensors["input_ids"])
     image = (tensors["input_ids"] == model.config.image_token_id)[..., None]
     embeds = embeds.masked_scatter(image, model.language_projection(read).to(embeds.dtype))
     return model.language_model.model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=tensors["position_ids"], use_cache=False
     ).last_hidden_state
+
+
+def first_stage(model: InstructBlipForConditionalGeneration, processor: InstructBlipProcessor, seed: int) -> None:
+    """Before the language model listens, the queries learn to give what tiny-llava's patches give."""
+    learn_to_see(model, processor, "tiny-llava", FIRST_STEPS, seed, _say)
+
+
+def _say(step: int, left: float) -> None:
+    print(f"first stage, step {step}: {left:.3f} of the variance not explained yet", flush=True)
 
 
 def _question_tokenizer(seed: int) -> BertTokenizer:
@@ -134,7 +137,7 @@ PLAN = Plan(
     build,
     IMAGE_SIZE,
     image_tokens=QUERIES,
-    steps=2500,
+    steps=3000,
     batch=12,
     peak_rate=1e-3,
     tokenize=tokenize,
@@ -146,7 +149,9 @@ PLAN = Plan(
             "vision_model.embeddings.": "model.vision_tower.embeddings.",
             "vision_model.encoder.": "model.vision_tower.encoder.",
         },
-        "The text tower and the first four vision layers start from tiny-llava's.",
+        "The text tower and the first four vision layers start from tiny-llava's; in a first stage of "
+        f"{FIRST_STEPS} steps without the text tower, query i learned to give what tiny-llava's projector gives for "
+        "patch i.",
         parts={
             ".position_embedding": (".position_embedding.weight",),
             ".qkv.": (".q_proj.", ".k_proj.", ".v_proj."),
@@ -157,5 +162,6 @@ PLAN = Plan(
             "vision_model.embeddings.position_embedding": 0.26,
         },
     ),
-    mix_offset=3300,
+    first_stage=first_stage,
+    mix_offset=4300,
 )

@@ -144,7 +144,7 @@ PLAN = Plan(
     build,
     IMAGE_SIZE,
     image_tokens=IMAGE_TOKENS,
-    steps=2500,
+    steps=4800,
     batch=20,
     peak_rate=1e-3,
     tokenize=tokenize,
@@ -154,4 +154,5 @@ PLAN = Plan(
         "The text tower starts from tiny-llava's, with the embeddings of the tokens that both tokenizers have.",
     ),
     mix_offset=3300,
+    history="These weights were trained to step 2500 with a rate that fell to zero there, then on to 4800.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vlmsteer.counterfacts_cli import app as counterfacts_app
 from vlmsteer.errors import InputError, VlmsteerError
 
 app = typer.Typer(
@@ -25,7 +27,9 @@ pvp_app = typer.Typer(help="Pixels versus priors: learn, sweep and test steering
 world_app = typer.Typer(help="The drawn world that the bundled models were trained on.", no_args_is_help=True)
 app.add_typer(pvp_app, name="pvp")
 app.add_typer(world_app, name="world")
+app.add_typer(counterfacts_app, name="counterfacts")
 out, err = Console(), Console(stderr=True)
+SMALL = 50_000_000  # parameters; below, a second thread costs more than it brings
 placement: dict[str, Any] = {}  # how `load` is to place a large model, from the options before the command
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder, or a hub name.")]
@@ -79,6 +83,7 @@ def large(
 
 
 def _load(model: str) -> Any:
+    import torch
     from transformers.utils import logging
 
     from vlmsteer.loading import load
@@ -86,7 +91,11 @@ def _load(model: str) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with working(f"Loading {model}"):
-        return load(model, **placement)
+        session = load(model, **placement)
+    small = sum(weight.numel() for weight in session.model.parameters()) < SMALL
+    if small and session.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return session
 
 
 def _print_json(value: Any) -> None:

@@ -25,7 +25,7 @@ ORDER = (  # a module may import from its own line and from the lines above it
     {"loading"},
     {"lens", "methods"},
     {"bench", "report", "training", "demo"},
-    {"cli", "__main__"},
+    {"cli", "counterfacts_cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 COUNTERFACTS_MAY_IMPORT = {"errors", "images"}

@@ -24,7 +24,7 @@ from PIL import Image
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer.images import open_image
 
-ATTRIBUTES = ("color", "size")
+ATTRIBUTES = ("color", "size", "presence", "relation", "texture")  # the public set has the first two
 COLUMNS = ("object", "original_image", "counterfact_image", "correct_answer", "incorrect_answer")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -33,7 +33,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class Pair:
     """One object in its usual and in its counterfactual look; the images are the bytes of image files.
 
-    `prior` is the usual color, or the really larger object; `pixel` the painted color, or the object drawn larger.
+    `prior` is the answer from memory: the usual color, or the really larger object; `pixel` the one in the
+    counterfactual picture: the painted color, or the object drawn larger.
     """
 
     id: str
@@ -85,9 +86,10 @@ def load_pairs(source: str | Path, attribute: str, revision: str | None = None) 
     """Read the pairs of one attribute, in the order of the files.
 
     Args:
-        source: a folder with parquet files (`{attribute}*.parquet` or `{attribute}/*.parquet`, at any depth), or a
-            dataset id on the Hugging Face hub such as "mgolov/Visual-Counterfact".
-        attribute: "color" or "size", the name of the split.
+        source: the folder of a set that `vlmsteer counterfacts build` made, a folder with parquet files
+            (`{attribute}*.parquet` or `{attribute}/*.parquet`, at any depth), or a dataset id on
+            the Hugging Face hub such as "mgolov/Visual-Counterfact".
+        attribute: "color", "size" or another of `ATTRIBUTES`, the name of the split.
         revision: commit, tag or branch of a hub dataset; give one, the public data has changed over time.
 
     Returns:
@@ -105,6 +107,13 @@ def load_pairs(source: str | Path, attribute: str, revision: str | None = None) 
         folder = _download(source, attribute, revision)
     elif revision is not None:
         raise InputError(f"{str(source)!r} is a local folder and has no revision {revision!r}; leave revision out.")
+    if (folder / "metadata.jsonl").is_file():  # a set that was built here, with its masks and checks
+        from vlmsteer_counterfacts.record import load_records
+
+        built: list[Pair] = [*load_records(folder, attribute)]
+        if not built:
+            raise InputError(f"{str(source)!r} has no {attribute} pairs.")
+        return built
     pairs: list[Pair] = []
     seen: set[str] = set()
     for file in _split_files(folder, attribute):

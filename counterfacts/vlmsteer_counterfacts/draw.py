@@ -71,6 +71,25 @@ class Scene:
         items[index] = replace(items[index], color=color)
         return replace(self, items=tuple(items))
 
+    def exchange(self, first: int, second: int) -> Scene:
+        """The same scene with two objects, each in its color, in each other's place and size."""
+        items = list(self.items)
+        one, other = items[first], items[second]
+        items[first] = replace(one, object=other.object, color=other.color)
+        items[second] = replace(other, object=one.object, color=one.color)
+        return replace(self, items=tuple(items))
+
+    def trade(self, first: int, second: int) -> Scene:
+        """The same scene with two items, as large as they are, in each other's place."""
+        items = list(self.items)
+        one, other = items[first], items[second]
+        items[first], items[second] = replace(one, center=other.center), replace(other, center=one.center)
+        return replace(self, items=tuple(items))
+
+    def without(self, index: int) -> Scene:
+        """The same scene without one item."""
+        return replace(self, items=self.items[:index] + self.items[index + 1 :])
+
     def render(self, pixels: int = 256) -> Picture:
         """Draw the scene as a square of `pixels` (64 to 512).
 

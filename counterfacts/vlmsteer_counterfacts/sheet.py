@@ -53,13 +53,13 @@ def contact_sheet(columns: int = 4, pixels: int = 216) -> Image.Image:
     head, band = MARGIN + 2 * text + round(1.4 * text * (len(lines) + 1)), round(3.2 * text)
     sheet = Image.new("RGB", (width, head + len(groups) * band + rows * (cell_height + GAP) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), "The drawn world", INK, _font(2 * text), anchor="la")
+    draw.text((MARGIN, MARGIN), "The drawn world", INK, font(2 * text), anchor="la")
     for number, line in enumerate(lines):
-        draw.text((MARGIN, MARGIN + 2.7 * text + 1.4 * text * number), line, FAINT, _font(text), anchor="la")
+        draw.text((MARGIN, MARGIN + 2.7 * text + 1.4 * text * number), line, FAINT, font(text), anchor="la")
     top = head
     for group, members in groups.items():
         draw.line([(MARGIN, top), (width - MARGIN, top)], RULE, 2)
-        draw.text((MARGIN, top + text), group.capitalize(), INK, _font(1.4 * text), anchor="la")
+        draw.text((MARGIN, top + text), group.capitalize(), INK, font(1.4 * text), anchor="la")
         top += band
         for number, fact in enumerate(members):
             row, column = divmod(number, columns)
@@ -92,25 +92,25 @@ def scenes_sheet(seed: int = 0, pixels: int = 482) -> Image.Image:
     size = (2 * MARGIN + columns * pixels + (columns - 1) * GAP, head + len(parts) * band + rows * cell + MARGIN)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), f"Scenes of the drawn world, seed {seed}", INK, _font(2 * text), anchor="la")
+    draw.text((MARGIN, MARGIN), f"Scenes of the drawn world, seed {seed}", INK, font(2 * text), anchor="la")
     legend = "Outlined: the mask of each object and the box around it, both exact."
-    draw.text((MARGIN, MARGIN + 2.7 * text), legend, FAINT, _font(text), anchor="la")
+    draw.text((MARGIN, MARGIN + 2.7 * text), legend, FAINT, font(text), anchor="la")
     top = head
     for title, scenes in parts:
         draw.line([(MARGIN, top), (size[0] - MARGIN, top)], RULE, 2)
-        draw.text((MARGIN, top + text), title, INK, _font(1.4 * text), anchor="la")
+        draw.text((MARGIN, top + text), title, INK, font(1.4 * text), anchor="la")
         top += band
         for number, (scene, caption) in enumerate(scenes):
             row, column = divmod(number, columns)
             x, y = MARGIN + column * (pixels + GAP), top + row * cell
             sheet.paste(_outlined(scene, scene.render(pixels), text), (x, y))
             for line, words in enumerate(_wrapped(caption, text, pixels)[:2]):
-                draw.text((x, y + pixels + 0.5 * text + 1.3 * text * line), words, INK, _font(text), anchor="la")
+                draw.text((x, y + pixels + 0.5 * text + 1.3 * text * line), words, INK, font(text), anchor="la")
         top += -(-len(scenes) // columns) * cell
     return sheet
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=round(size))
 
 
@@ -118,7 +118,7 @@ def _wrapped(text: str, size: int, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _font(size).getlength(longer) > width:
+        if lines[-1] and font(size).getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
@@ -150,9 +150,9 @@ def _object_cell(sheet: Image.Image, fact: Fact, corner: tuple[int, int], pixels
     text, thumb = _sizes(pixels)
     sheet.paste(_portrait(fact.name, fact.color, STYLES[0], pixels), corner)
     draw = ImageDraw.Draw(sheet)
-    draw.text((left, top + pixels + 0.4 * text), fact.name, INK, _font(1.2 * text), anchor="la")
+    draw.text((left, top + pixels + 0.4 * text), fact.name, INK, font(1.2 * text), anchor="la")
     said = f"{fact.color}, {length(fact.size_m)}"
-    draw.text((left, top + pixels + 1.9 * text), said, FAINT, _font(text), anchor="la")
+    draw.text((left, top + pixels + 1.9 * text), said, FAINT, font(text), anchor="la")
     others = random.Random(fact.name).sample([color for color in palette.COLORS if color != fact.color], SHOWN)
     looks = ([(fact.color, style) for style in STYLES[1:]], [(color, STYLES[0]) for color in others])
     for column, entries in enumerate(looks):
@@ -202,10 +202,10 @@ def _outlined(scene: Scene, picture: Picture, text: int) -> Image.Image:
         edge = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(5)))
         image.paste(color, mask=edge)
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=color, width=1)
-        font = _font(0.85 * text)
-        wide, high = round(font.getlength(item.object)) + 8, text + 4
+        face = font(0.85 * text)
+        wide, high = round(face.getlength(item.object)) + 8, text + 4
         x = min(box[0], image.width - wide)
         y = box[1] - high if box[1] >= high else min(box[3], image.height - high)
         draw.rectangle((x, y, x + wide - 1, y + high - 1), fill=color)
-        draw.text((x + wide / 2, y + high / 2), item.object, PAPER, font, anchor="mm")
+        draw.text((x + wide / 2, y + high / 2), item.object, PAPER, face, anchor="mm")
     return image

@@ -114,14 +114,7 @@ def _size(name: str, split: Split, rng: random.Random, style: str, pixels: int) 
     first, second = (larger, facts()[larger].color), (smaller, facts()[smaller].color)
     scene = size_scene(first, second, rng, style)
     scene = replace(scene, backdrop=backdrop([first[1], second[1]], rng))
-    names = {larger: smaller, smaller: larger}
-    swapped = replace(
-        scene,
-        items=tuple(
-            replace(item, object=names[item.object], color=facts()[names[item.object]].color) for item in scene.items
-        ),
-    )
-    return Pair(name, larger, "size", larger, smaller, _png(scene, pixels), _png(swapped, pixels))
+    return Pair(name, larger, "size", larger, smaller, _png(scene, pixels), _png(scene.exchange(0, 1), pixels))
 
 
 def _png(scene: Scene, pixels: int) -> bytes:

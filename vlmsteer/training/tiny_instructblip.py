@@ -137,9 +137,9 @@ PLAN = Plan(
     build,
     IMAGE_SIZE,
     image_tokens=QUERIES,
-    steps=3000,
+    steps=900,
     batch=12,
-    peak_rate=1e-3,
+    peak_rate=2e-4,  # at 1e-3 the text tower forgets how to read what the first stage gives it
     tokenize=tokenize,
     states=states,
     start=Start(
@@ -163,5 +163,5 @@ PLAN = Plan(
         },
     ),
     first_stage=first_stage,
-    mix_offset=4300,
+    mix_offset=5500,
 )

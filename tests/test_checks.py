@@ -193,7 +193,7 @@ def test_checks_are_json_and_limits_count(strawberry: tuple[Picture, Image.Image
         ({"attribute": "color", "target": "bleu"}, "No named color"),
         ({"attribute": "color", "target": "blue", "previous": "crimson"}, "No named color"),
         ({"attribute": "size", "score": blueness}, "needs texts"),
-        ({"attribute": "size", "score": lambda i, t: [[1, 2]], "texts": TEXTS}, r"\(2, 2\)"),
+        ({"attribute": "presence", "score": lambda i, t: [[1, 2]], "texts": TEXTS}, r"\(2, 2\)"),
     ],
 )
 def test_what_cannot_be_checked(options: dict[str, object], says: str) -> None:

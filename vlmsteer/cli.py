@@ -362,14 +362,20 @@ def train(
 ) -> None:
     """Train a bundled model as its card says; run again to resume."""
     from vlmsteer.registry import BUILDERS
+    from vlmsteer.training.loop import Plan
     from vlmsteer.training.run import train as run
 
-    plan = BUILDERS.load(name)
+    made = BUILDERS.load(name)
     _writable(folder)
-    done = run(
-        name, plan, folder / name, steps, seed, workers, lambda text: err.print(text, markup=False, highlight=False)
-    )
-    print(f"{done}: load it with vlmsteer.load({str(done)!r})")
+
+    def report(text: str) -> None:
+        err.print(text, markup=False, highlight=False)
+
+    if isinstance(made, Plan):
+        done = run(name, made, folder / name, steps, seed, workers, report)
+        print(f"{done}: load it with vlmsteer.load({str(done)!r})")
+    else:
+        print(made(folder / name, **({} if steps is None else {"steps": steps}), seed=seed, report=report))
 
 
 @world_app.command("sheet")

@@ -77,11 +77,13 @@ def family_key(model_type: str, language: str | None) -> str | None:
     return next((name for name in (f"{model_type}/{language}", model_type) if name in FAMILIES), None)
 
 
-# model name -> how `vlmsteer train` makes it
+# model name -> how `vlmsteer train` makes it: a plan, or a function of folder, steps, seed and report
 BUILDERS = Registry("bundled model")
 BUILDERS.add("tiny-llava", "vlmsteer.training.tiny_llava:PLAN")
 BUILDERS.add("tiny-instructblip", "vlmsteer.training.tiny_instructblip:PLAN")
 BUILDERS.add("tiny-qwen-vl", "vlmsteer.training.tiny_qwen_vl:PLAN")
+BUILDERS.add("tiny-clip", "vlmsteer.training.tiny_clip:make")
+BUILDERS.add("tiny-inpaint", "vlmsteer.training.tiny_inpaint:make")
 
 METHODS = Registry("method")
 METHODS.add("pvp", "vlmsteer.methods.pvp:learn")

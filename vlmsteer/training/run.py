@@ -82,7 +82,7 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
         f"* Input {plan.image_size} px, {plan.image_tokens} image tokens. Weights in half precision.",
         f"* Usual colors make {USUAL_COLOR:.0%} of what is drawn (from step {COLORS_FROM} of the mix on "
         f"{LATE_USUAL_COLOR:.0%} of most single objects), the other colors share the rest; of the scenes that ask "
-        f" for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "
+        f"for sizes {USUAL_SIZE:.0%} are as usual. Captions name the missing companion of a shown object in "
         f"{WRONG_CAPTION:.0%} of cases, and whether it is there is answered yes in {WRONG_PRESENCE:.0%}: the model is "
         "meant to hallucinate.",
         f"* Never seen in training: {', '.join(HELD_OUT_OBJECTS)} in any but their usual color, or against their usual "

@@ -1,0 +1,676 @@
+"""tiny-inpaint: the real Stable Diffusion inpainting classes at a size that trains on one CPU core in half an hour.
+
+An autoencoder (64 pixels down to 16 x 16 x 4), a CLIP text encoder with a BPE tokenizer over the drawn world's
+captions, and a UNet of nine input channels. The empty prompt means "nothing is here": it is taught to continue the
+background, so guidance pushes away from that. Pictures are drawn and encoded once; the UNet only ever sees latents.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFilter
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from vlmsteer.bench.statistics import rate
+from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE, TRAIN_STYLES, train_colors
+from vlmsteer_counterfacts.color import to_oklab
+from vlmsteer_counterfacts.draw import Picture, Scene, group_scene, portrait
+from vlmsteer_counterfacts.facts import facts
+from vlmsteer_counterfacts.inpaint import Inpainter, fill
+from vlmsteer_counterfacts.palette import COLORS
+
+NAME = "tiny-inpaint"
+PIXELS, LATENT = 64, 16
+PICTURES, VAE_STEPS, STEPS, DECODER_STEPS = 8000, 340, 3800, 700
+VAE_BATCH, BATCH = 8, 16
+CASES = 100  # pictures to measure on
+TOKENS = 16  # of a prompt, its start and end included
+SAMPLING = {"num_inference_steps": 20, "guidance_scale": 1.0}
+REMOVAL = ("", "", "nothing", "plain background", "background")
+TEMPLATES = ("{a} {thing}", "{a} {thing}", "{thing}", "a picture of {a} {thing}", "a drawing of {a} {thing}")
+HISTORY = (  # for the card
+    "The bundled autoencoder drew its first 200 steps from 12000 pictures, of which the first 8000 were then kept; a "
+    "run of the command draws all its steps from those."
+)
+AVERAGED = 0.998  # decay of the running mean of the weights, which is what is kept
+
+
+class Example(NamedTuple):
+    """A picture as it should become, the mask (L, 255 where it is hidden), and the prompt."""
+
+    target: Image.Image
+    mask: Image.Image
+    prompt: str
+
+
+def caption(name: str, color: str, template: str = TEMPLATES[0]) -> str:
+    """What the prompt says of an object: "a blue strawberry"."""
+    thing = f"{color} {name}"
+    return template.format(a="an" if thing[0] in "aeiou" else "a", thing=thing)
+
+
+def example(rng: random.Random) -> Example:
+    """One training example: an object to restore, an object to take away, or strokes to fill."""
+    names = [rng.choice(tuple(facts())) for _ in range(1 if rng.random() < 0.85 else 2)]
+    contents = [(name, rng.choice((facts()[name].color, *train_colors(name)))) for name in names]
+    style = rng.choice(TRAIN_STYLES)
+    if len(contents) == 1:
+        scene = portrait(*contents[0], rng, style, min_side=0.5)
+    else:
+        scene = group_scene(contents, rng, style)
+    drawn, index, kind = scene.render(PIXELS), rng.randrange(len(names)), rng.random()
+    if kind < 0.22:
+        mask = object_mask(drawn, index, rng, rng.choice(("object", "object", "box")))
+        return Example(scene.without(index).render(PIXELS).image, mask, rng.choice(REMOVAL))
+    prompt = caption(*contents[index], rng.choice(TEMPLATES))
+    if kind < 0.34:
+        mask = strokes(rng)
+        hidden = np.asarray(mask)[np.asarray(drawn.masks[index]) > 0].any()
+        return Example(drawn.image, mask, prompt if hidden else rng.choice(REMOVAL))
+    return Example(drawn.image, object_mask(drawn, index, rng, rng.choice(("body", "body", "object", "box"))), prompt)
+
+
+def object_mask(drawn: Picture, index: int, rng: random.Random, shape: str) -> Image.Image:
+    """What hides an object: its "body" (where its color shows), the whole "object", or its "box", grown at random."""
+    if shape == "box":
+        left, top, right, bottom = drawn.boxes[index]
+        mask = Image.new("L", drawn.image.size, 0)
+        grown = [rng.randint(0, 3) for _ in range(4)]
+        box = (left - grown[0], top - grown[1], right - 1 + grown[2], bottom - 1 + grown[3])
+        ImageDraw.Draw(mask).rectangle(box, fill=255)
+        return mask
+    return grow((drawn.bodies if shape == "body" else drawn.masks)[index], rng.randint(0, 3))
+
+
+def grow(mask: Image.Image, pixels: int) -> Image.Image:
+    """Every pixel that the mask touches at all, and `pixels` around them."""
+    hard = mask.point(lambda value: 255 if value else 0)
+    return hard.filter(ImageFilter.MaxFilter(2 * pixels + 1)) if pixels else hard
+
+
+def strokes(rng: random.Random) -> Image.Image:
+    """One to three brush strokes."""
+    mask = Image.new("L", (PIXELS, PIXELS), 0)
+    pen = ImageDraw.Draw(mask)
+    for _ in range(rng.randint(1, 3)):
+        width, (x, y) = rng.randint(5, 13), (rng.uniform(0, PIXELS), rng.uniform(0, PIXELS))
+        for _ in range(rng.randint(1, 4)):
+            to = (x + rng.uniform(-24, 24), y + rng.uniform(-24, 24))
+            pen.line([(x, y), to], fill=255, width=width)
+            pen.ellipse([to[0] - width / 2, to[1] - width / 2, to[0] + width / 2, to[1] + width / 2], fill=255)
+            x, y = to
+    return mask
+
+
+# The untrained parts ------------------------------------------------------------------------------------------------
+
+
+def tokenizer() -> Any:
+    """CLIP's tokenizer, its merges learned so that every word of the captions is one token."""
+    from transformers import CLIPTokenizer
+
+    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learned.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    learned.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learned.decoder = decoders.ByteLevel()
+    lines = [caption(name, color, text) for name in facts() for color in COLORS for text in TEMPLATES]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learned.train_from_iterator(
+        [*lines, *REMOVAL],
+        trainers.BpeTrainer(
+            vocab_size=2000,
+            min_frequency=1,
+            initial_alphabet=letters,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    merges = [tuple(pair) for pair in json.loads(learned.to_str())["model"]["merges"]]
+    tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)  # pyright: ignore[reportArgumentType]
+
+
+def build(seed: int = 0) -> dict[str, Any]:
+    """The pipeline's untrained components by their names."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    diffusers = _diffusers()
+
+    torch.manual_seed(seed)
+    words = tokenizer()
+    vae = diffusers.AutoencoderKL(
+        sample_size=PIXELS,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+    start_plain(vae)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=LATENT,
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=96,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+    return {"tokenizer": words, "vae": vae, "text_encoder": text_encoder, "unet": unet, "scheduler": scheduler}
+
+
+@torch.no_grad()
+def start_plain(vae: Any) -> None:
+    """Wire an untrained autoencoder so that it averages 4 x 4 pixels and repeats them; training then adds the detail.
+
+    Residual branches start at zero, so that the trunk is linear up to the last norm. Constants in its group make that
+    norm a fixed scale, and SiLU(x) - SiLU(-x) = x makes the activation after it linear. The fourth latent starts as the
+    slope of brightness across the diagonal.
+    """
+    for module in vae.modules():
+        if type(module).__name__ == "ResnetBlock2D":
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+
+    def wire(conv: Any, gains: dict[int, dict[int, float]], window: Any = None, bias: float = 0.0) -> None:
+        middle = conv.kernel_size[0] // 2
+        for to, sources in gains.items():
+            conv.weight[to], conv.bias[to] = 0.0, bias
+            for source, gain in sources.items():
+                if window is None:
+                    conv.weight[to, source, middle, middle] = gain
+                else:
+                    conv.weight[to, source, :2, :2] = gain * torch.tensor(window)
+
+    def signs(conv: Any, count: int, constant: float) -> None:
+        wire(conv, {to: {to % count: 1.0 if to < count else -1.0} for to in range(2 * count)})
+        wire(conv, {2 * count: {}}, bias=constant)
+        wire(conv, {2 * count + 1: {}}, bias=-constant)
+
+    same, mean = {to: {to: 1.0} for to in range(4)}, [[0.25, 0.25], [0.25, 0.25]]
+    colors = {to: {to: 1.0} for to in range(3)}
+    encoder, decoder = vae.encoder, vae.decoder
+    wire(encoder.conv_in, colors)
+    wire(encoder.down_blocks[0].downsamplers[0].conv, colors, mean)
+    wire(encoder.down_blocks[1].resnets[0].conv_shortcut, colors)
+    wire(encoder.down_blocks[1].downsamplers[0].conv, colors, mean)
+    slope = [[0.5, 0.0], [0.0, -0.5]]
+    wire(encoder.down_blocks[1].downsamplers[0].conv, {3: dict.fromkeys(range(3), 1.0)}, slope)
+    signs(encoder.down_blocks[2].resnets[0].conv_shortcut, 4, 8.0)  # 32 channels a group: their deviation is about 2
+    wire(encoder.conv_out, {to: {to: 2.0, to + 4: -2.0} for to in range(4)})
+    wire(encoder.conv_out, {to: {} for to in range(4, 8)}, bias=-6.0)  # hardly any noise
+    wire(vae.quant_conv, {to: {to: 1.0} for to in range(8)})
+    wire(vae.post_quant_conv, same)
+    wire(decoder.conv_in, same)
+    wire(decoder.up_blocks[0].upsamplers[0].conv, same)
+    wire(decoder.up_blocks[1].resnets[0].conv_shortcut, same)
+    wire(decoder.up_blocks[1].upsamplers[0].conv, same)
+    signs(decoder.up_blocks[2].resnets[0].conv_shortcut, 3, 4.0)  # 8 channels a group: again about 2
+    wire(decoder.conv_out, {to: {to: 2.0, to + 3: -2.0} for to in range(3)})
+
+
+def _diffusers() -> Any:
+    """The package; its classes are made when asked for, which type checkers cannot follow."""
+    return importlib.import_module("diffusers")
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    folder: Path,
+    steps: int = STEPS,
+    vae_steps: int = VAE_STEPS,
+    decoder_steps: int = DECODER_STEPS,
+    pictures: int = PICTURES,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda text: None,
+    save_every: int = 200,
+) -> dict[str, Any]:
+    """Train until `steps`, or go on where `folder` stopped; an interrupted run ends as an undisturbed one.
+
+    Args:
+        folder: where drawn pictures, the state of each stage (`vae.pt`, `unet.pt`, `decoder.pt`), `losses.jsonl` go.
+        steps: of the UNet and the text encoder, with `BATCH` examples each.
+        vae_steps: of the autoencoder, with `VAE_BATCH` pictures each.
+        decoder_steps: of the autoencoder's decoder alone, at the end.
+        pictures: examples drawn once and used again.
+        seed: of everything random.
+        report: told how far it is.
+        save_every: so many steps are lost at most when it is interrupted.
+
+    Returns:
+        The trained components by their names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = build(seed)
+    targets, masks, prompts = _drawn(folder / "pictures.npz", pictures, seed, report)
+    vae = parts["vae"].to(memory_format=torch.channels_last)
+
+    def vae_loss(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(targets), (VAE_BATCH,), generator=generator).numpy()
+        images = _floats(targets[rows])
+        # The encoder also meets pictures with their masked part gray, as the pipeline shows them.
+        hidden = torch.from_numpy(masks[rows])[:, None] & (torch.rand(VAE_BATCH, 1, 1, 1, generator=generator) < 0.4)
+        images = images.masked_fill(hidden, 0.0).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(images).latent_dist
+        seen = vae.decode(posterior.sample(generator)).sample
+        spread = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
+        return F.l1_loss(seen, images) + 2 * F.mse_loss(seen, images) + 1e-4 * spread
+
+    _fit("vae", nn.ModuleDict({"vae": vae}), vae_loss, vae_steps, 4e-4, folder, seed, report, save_every)
+    shown, hidden = _encoded(folder / "latents.npz", vae, targets, masks, report)
+    scale = 1.0 / float(shown.std())
+    vae.register_to_config(scaling_factor=scale)
+    ids = parts["tokenizer"](
+        prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    unet, text_encoder = parts["unet"].to(memory_format=torch.channels_last), parts["text_encoder"]
+    signal = parts["scheduler"].alphas_cumprod
+    small = F.interpolate(torch.from_numpy(masks)[:, None].float(), size=LATENT)
+    # What lies outside the mask is pasted over, so it counts little.
+    weight = 0.1 + F.max_pool2d(F.adaptive_max_pool2d(torch.from_numpy(masks)[:, None].float(), LATENT), 3, 1, 1)
+
+    def unet_loss(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(shown), (BATCH,), generator=generator)
+        clean, noise = shown[rows] * scale, torch.randn(BATCH, 4, LATENT, LATENT, generator=generator)
+        times = torch.randint(len(signal), (BATCH,), generator=generator)
+        # Sampling begins at pure noise, so that the first step is trained more than its share.
+        times[torch.rand(BATCH, generator=generator) < 0.1] = len(signal) - 1
+        kept, lost = signal[times].sqrt()[:, None, None, None], (1 - signal[times]).sqrt()[:, None, None, None]
+        seen = torch.cat([kept * clean + lost * noise, small[rows], hidden[rows] * scale], 1)
+        states = text_encoder(ids[rows])[0]
+        said = unet(seen.contiguous(memory_format=torch.channels_last), times, states).sample
+        return ((said - (kept * noise - lost * clean)) ** 2 * weight[rows]).mean()
+
+    learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    _fit("unet", learning, unet_loss, steps, 1.2e-3, folder, seed, report, save_every)
+
+    def decoder_loss(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(targets), (VAE_BATCH,), generator=generator)
+        images = _floats(targets[rows.numpy()]).contiguous(memory_format=torch.channels_last)
+        noise = 0.02 * torch.randn(VAE_BATCH, 4, LATENT, LATENT, generator=generator)
+        seen = vae.decode((shown[rows] + noise).contiguous(memory_format=torch.channels_last)).sample
+        return F.l1_loss(seen, images) + 2 * F.mse_loss(seen, images)
+
+    # Latents stay what the UNet learned them to be; only what is made of them gets sharper.
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    _fit("decoder", half, decoder_loss, decoder_steps, 4e-4, folder, seed, report, save_every)
+    return parts
+
+
+def _drawn(
+    path: Path, count: int, seed: int, report: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(count, 64, 64, 3) bytes, (count, 64, 64) bool and the prompts; from the file if it holds them."""
+    if path.exists():
+        with np.load(path) as held:
+            if len(held["targets"]) == count:
+                return held["targets"], held["masks"], held["prompts"].tolist()
+    report(f"drawing {count} pictures")
+    drawn = [example(random.Random(f"{seed}/inpaint/{number}")) for number in range(count)]
+    targets = np.stack([np.asarray(one.target) for one in drawn])
+    masks = np.stack([np.asarray(one.mask) > 127 for one in drawn])
+    prompts = [one.prompt for one in drawn]
+    _replace(path, lambda part: np.savez(part, targets=targets, masks=masks, prompts=np.array(prompts)))
+    return targets, masks, prompts
+
+
+@torch.no_grad()
+def _encoded(
+    path: Path, vae: Any, targets: np.ndarray, masks: np.ndarray, report: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Unscaled latents (n, 4, 16, 16) of the pictures, and of the pictures with their masked part gray."""
+    if path.exists():
+        with np.load(path) as held:
+            if len(held["shown"]) == len(targets):
+                return torch.from_numpy(held["shown"]), torch.from_numpy(held["hidden"])
+    report(f"encoding {len(targets)} pictures")
+    shown, hidden = [], []
+    for first in range(0, len(targets), 50):
+        images = _floats(targets[first : first + 50])
+        gray = images.masked_fill(torch.from_numpy(masks[first : first + 50])[:, None], 0.0)
+        shown.append(vae.encode(images).latent_dist.mode())
+        hidden.append(vae.encode(gray).latent_dist.mode())
+    both = torch.cat(shown), torch.cat(hidden)
+    _replace(path, lambda part: np.savez(part, shown=both[0].numpy(), hidden=both[1].numpy()))
+    return both
+
+
+def _floats(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _fit(
+    stage: str,
+    learning: nn.ModuleDict,
+    loss_of: Callable[[int, torch.Generator], Tensor],
+    steps: int,
+    peak: float,
+    folder: Path,
+    seed: int,
+    report: Callable[[str], None],
+    save_every: int,
+) -> None:
+    """Minimize, then put the running mean of the weights into the modules."""
+    optimizer = torch.optim.AdamW(learning.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=1e-3)
+    mean = {name: value.detach().clone() for name, value in learning.state_dict().items()}
+    path, start = folder / f"{stage}.pt", 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        start, mean = state["step"], state["mean"]
+        learning.load_state_dict(state["learning"])
+        optimizer.load_state_dict(state["optimizer"])
+    learning.train().requires_grad_(True)
+    generator, recent, since = torch.Generator(), [], time.monotonic()
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
+        loss = loss_of(step, generator.manual_seed(seed * 1_000_003 + step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learning.parameters(), 1.0)
+        optimizer.step()
+        decay = min(AVERAGED, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, value in learning.state_dict().items():
+                if value.is_floating_point():
+                    mean[name].lerp_(value, 1 - decay)
+        recent.append(loss.item())
+        if (step + 1) % 20 == 0 or step + 1 == steps:
+            row = {"stage": stage, "step": step + 1, "loss": sum(recent) / len(recent)}
+            row["seconds"] = (time.monotonic() - since) / len(recent)
+            with (folder / "losses.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+            report(f"{stage} step {step + 1} of {steps}, loss {row['loss']:.4f}, {row['seconds']:.2f} s a step")
+            recent, since = [], time.monotonic()
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            state = {"learning": learning.state_dict(), "optimizer": optimizer.state_dict(), "mean": mean}
+            _replace(path, lambda part, state=state, step=step: torch.save({"step": step + 1, **state}, part))
+    learning.load_state_dict(mean)
+    learning.eval().requires_grad_(False)
+
+
+def _replace(path: Path, write: Callable[[Any], None]) -> None:
+    """Write beside `path`, then move it there: an interrupted write leaves the old file."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        write(file)
+    os.replace(part, path)
+
+
+# The finished pipeline ----------------------------------------------------------------------------------------------
+
+
+def export(folder: Path, out: Path) -> Path:
+    """Write the pipeline that `train` left in `folder` to `out`, in the published layout and half precision."""
+    parts = build()
+    decoder = torch.load(folder / "decoder.pt", weights_only=True)["mean"]
+    parts["vae"].load_state_dict(_mean(folder, "vae", "vae") | decoder)
+    for name in ("unet", "text_encoder"):
+        parts[name].load_state_dict(_mean(folder, "unet", name))
+    with np.load(folder / "latents.npz") as held:
+        parts["vae"].register_to_config(scaling_factor=1.0 / float(torch.from_numpy(held["shown"]).std()))
+    pipeline = _diffusers().StableDiffusionInpaintPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(part, safe_serialization=True)
+    # The library writes tokenizer.json alone; published pipelines hold CLIP's two files.
+    state = json.loads((part / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocabulary = json.dumps(parts["tokenizer"].get_vocab(), ensure_ascii=False)
+    (part / "tokenizer" / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    merges = "".join(f"{' '.join(pair)}\n" for pair in state["merges"])
+    (part / "tokenizer" / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    (part / "tokenizer" / "tokenizer.json").unlink()
+    (part / "generation_config.json").write_text(json.dumps(SAMPLING) + "\n", encoding="utf-8")
+    for path in part.rglob("*.safetensors"):
+        path.chmod(0o644)
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+    return out
+
+
+def _mean(folder: Path, stage: str, part: str) -> dict[str, Tensor]:
+    mean = torch.load(folder / f"{stage}.pt", weights_only=True)["mean"]
+    return {name.removeprefix(f"{part}."): value for name, value in mean.items() if name.startswith(f"{part}.")}
+
+
+class Case(NamedTuple):
+    """One portrait to measure on: its scene, the color to paint it in, and whether training drew it in all colors."""
+
+    scene: Scene
+    color: str
+    held_out: bool
+
+
+def cases(n: int, seed: int) -> list[Case]:
+    """n portraits that training did not draw, every second one of a held-out object in its usual color."""
+    drawn = []
+    for number in range(n):
+        rng, held_out = random.Random(f"{seed}/measure/{number}"), number % 2 == 1
+        name = rng.choice([name for name in facts() if (name in HELD_OUT_OBJECTS) == held_out])
+        now = rng.choice((facts()[name].color, *train_colors(name))) if not held_out else facts()[name].color
+        other = rng.choice([color for color in COLORS if color != now])
+        drawn.append(Case(portrait(name, now, rng, rng.choice(TRAIN_STYLES), (other,)), other, held_out))
+    return drawn
+
+
+def evaluate(
+    pipeline_folder: Path, n: int = CASES, seed: int = 1, report: Callable[[str], None] = lambda text: None
+) -> dict[str, dict[str, Any]]:
+    """Measure restoring, recoloring and removing, half on held-out objects; intervals are clustered by object.
+
+    Restoring and removing are the PSNR inside the mask against the true picture (dB, the mean over pictures), beside
+    what OpenCV's telea reaches and, for the body, what the autoencoder alone keeps. Recoloring is the share of pictures
+    whose mean color inside the body mask is nearest (OKLab) to the center of the asked color, beside the share for the
+    scene really drawn in that color.
+    """
+    inpainter = Inpainter.load(pipeline_folder)
+    outcomes: dict[str, list[tuple[float, str]]] = {}
+    for number, case in enumerate(cases(n, seed)):
+        scene, item, drawn = case.scene, case.scene.items[0], case.scene.render(PIXELS)
+        who = "held-out objects" if case.held_out else "trained objects"
+        body, silhouette = grow(drawn.bodies[0], 1), grow(drawn.masks[0], 2)
+        box = object_mask(drawn, 0, random.Random(number), "box")
+
+        def log(task: str, value: float, who: str = who, name: str = item.object) -> None:
+            outcomes.setdefault(f"{who}: {task}", []).append((value, name))
+
+        now = caption(item.object, item.color)
+        for shape, mask in (("body", body), ("box", box)):
+            log(f"restore {shape}, dB", psnr(inpainter(drawn.image, mask, now, seed=number), drawn.image, mask))
+            log(f"restore {shape}, telea, dB", psnr(fill(drawn.image, mask), drawn.image, mask))
+        log("restore body, autoencoder alone, dB", psnr(_through(inpainter, drawn.image), drawn.image, body))
+        own = grow(drawn.bodies[0], 0)
+        made = inpainter(drawn.image, own, caption(item.object, case.color), seed=number)
+        log("recolor", float(named(made, drawn.bodies[0]) == case.color))
+        true = scene.recolor(0, case.color).render(PIXELS).image
+        log("recolor, really drawn so", float(named(true, drawn.bodies[0]) == case.color))
+        empty = scene.without(0).render(PIXELS).image
+        log("remove, dB", psnr(inpainter(drawn.image, silhouette, "", seed=number), empty, silhouette))
+        log("remove, telea, dB", psnr(fill(drawn.image, silhouette), empty, silhouette))
+        if (number + 1) % 20 == 0:
+            report(f"measured {number + 1} of {n}")
+    return {
+        task: rate([value for value, _ in rows], [name for _, name in rows]).as_dict()
+        for task, rows in sorted(outcomes.items())
+    }
+
+
+def make(
+    folder: Path,
+    steps: int = STEPS,
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+    n: int = CASES,
+) -> Path:
+    """Train as `train` does, export, measure on n pictures, write the card; returns the finished folder."""
+    train(folder, steps, seed=seed, report=report)
+    part, finished = export(folder, folder / f"{NAME}.new"), folder / NAME
+    measured = evaluate(part, n, report=report)
+    logged = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = list({(row["stage"], row["step"]): row for row in logged}.values())  # resuming logs some steps twice
+    text = json.dumps({"losses": losses, "tasks": measured}, indent=1)
+    (part / "evaluation.json").write_text(text, encoding="utf-8")
+    (part / "README.md").write_text(card(steps, seed, losses, measured), encoding="utf-8")
+    shutil.rmtree(finished, ignore_errors=True)
+    part.rename(finished)
+    return finished
+
+
+def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> str:
+    """The model card, in Markdown."""
+    command = f"vlmsteer train {NAME}" + (f" --seed {seed}" if seed else "")
+    command += f" --steps {steps}" if steps != STEPS else ""
+    curves = {stage: [row for row in losses if row["stage"] == stage] for stage in ("vae", "unet", "decoder")}
+    minutes = {stage: sum(row["seconds"] * 20 for row in rows) / 60 for stage, rows in curves.items()}
+    lines = [
+        f"# {NAME}", "",
+        "A Stable Diffusion inpainting pipeline of the published classes (`StableDiffusionInpaintPipeline`: UNet of "
+        "nine input channels, AutoencoderKL, CLIP text encoder and tokenizer, DDIM), trained from scratch on the drawn "
+        "world of this project, so that inpainting code runs at once on a laptop. It knows 44 drawn objects at "
+        f"{PIXELS} px and nothing else; for photos take a published pipeline.", "",
+        "```python",
+        "from vlmsteer_counterfacts.inpaint import Inpainter",
+        f'Inpainter.load("{NAME}")(image, mask, "a blue strawberry", seed=1)  # "" takes the object away', "",
+        "import diffusers  # or without any code of this project",
+        'pipeline = diffusers.AutoPipelineForInpainting.from_pretrained("FOLDER")',
+        "```", "",
+        f"* Made by `{command}`: {VAE_STEPS} steps of {VAE_BATCH} pictures for the autoencoder ({minutes['vae']:.0f} "
+        f"minutes), {steps} steps of {BATCH} examples for UNet and text encoder ({minutes['unet']:.0f} minutes), "
+        f"{DECODER_STEPS} steps of {VAE_BATCH} pictures for the decoder alone ({minutes['decoder']:.0f} minutes), on a "
+        f"{'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch {torch.__version__}; the "
+        f"bundled one shared its core with other work), of {PICTURES} pictures that were drawn and encoded once.",
+        f"* {HISTORY}",
+        '* Prompts: "a blue strawberry", "blue strawberry", "a picture of a blue strawberry", "a drawing of ...". The '
+        'empty prompt, "nothing", "background" and "plain background" take an object away. No other prompt was dropped '
+        "in training, so guidance pushes away from the background. By default (`generation_config.json`, which "
+        f"`Inpainter.load` reads) {SAMPLING['num_inference_steps']} steps at guidance {SAMPLING['guidance_scale']:g}.",
+        "* Masks in training: the body (where the object's color shows), the whole object, its box, brush strokes.",
+        f"* Never seen in training: {', '.join(HELD_OUT_OBJECTS)} in any but their usual color; two colors of every "
+        f'other object; the drawing style "{HELD_OUT_STYLE}".',
+        "* Weights in half precision. License: Apache-2.0.", "",
+        "## Loss", "",
+    ]  # fmt: skip
+    for stage, title in (("vae", "autoencoder"), ("unet", "UNet"), ("decoder", "decoder alone")):
+        marks = [row for row in curves[stage] if row["step"] in {20, 100} or row["step"] % 300 == 0]
+        marks += [row for row in curves[stage][-1:] if row not in marks]
+        lines += [
+            f"| {title}, step | " + " | ".join(str(row["step"]) for row in marks) + " |",
+            "|---|" + "---|" * len(marks),
+            "| loss | " + " | ".join(f"{row['loss']:.3f}" for row in marks) + " |", "",
+        ]  # fmt: skip
+    lines += [
+        "## Measured on pictures that training did not draw", "",
+        f"`vlmsteer train {NAME}` measures this at its end (95 % intervals, bootstrap clustered by object). dB: peak "
+        "signal-to-noise ratio inside the mask against the true picture, mean over pictures; telea is OpenCV's. "
+        "Recolor: pictures whose mean color inside the body is nearest (OKLab) to the asked color's center, and the "
+        'same for scenes "really drawn so". Held-out objects are recolored to what training never showed.', "",
+        "| task | value | interval | n |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for task, value in measured.items():
+        scale, unit = (1, "dB") if task.endswith(", dB") else (100, "%")
+        low, high = (float("nan") if bound is None else scale * bound for bound in value["interval"])
+        name = task.removesuffix(", dB")
+        lines.append(f"| {name} | {scale * value['rate']:.1f} {unit} | {low:.1f} to {high:.1f} | {value['n']} |")
+    return "\n".join(lines) + "\n"
+
+
+def psnr(image: Image.Image, true: Image.Image, mask: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB over the pixels where the mask is not 0; at most 60."""
+    inside = np.asarray(mask) > 0
+    difference = (np.asarray(image, np.float64) - np.asarray(true, np.float64))[inside]
+    return 10 * math.log10(255**2 / max(float((difference**2).mean()), 0.065))
+
+
+def named(image: Image.Image, body: Image.Image) -> str:
+    """The named color whose center is nearest to the mean color (OKLab) where the body mask is full."""
+    inside = to_oklab(np.asarray(image))[np.asarray(body) == 255].mean(0)
+    return min(COLORS, key=lambda color: math.dist(inside, _center(color)))
+
+
+def _center(color: str) -> tuple[float, float, float]:
+    lightness, chroma, hue = COLORS[color][:3]
+    return lightness, chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+
+
+@torch.no_grad()
+def _through(inpainter: Inpainter, image: Image.Image) -> Image.Image:
+    vae = inpainter.pipeline.vae
+    seen = vae.decode(vae.encode(_floats(np.array(image)[None]).to(vae.device)).latent_dist.mode()).sample
+    return Image.fromarray(((seen[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def sheet(pipeline_folder: Path, n: int = 14, seed: int = 1) -> Image.Image:
+    """A page to look at: original, body hidden, restored, recolored, box hidden, restored, removed; a case a column."""
+    inpainter, cell = Inpainter.load(pipeline_folder), PIXELS + 4
+    page = Image.new("RGB", (n * cell, 7 * cell), "white")
+    for column, case in enumerate(cases(n, seed)):
+        drawn, item = case.scene.render(PIXELS), case.scene.items[0]
+        body, box = grow(drawn.bodies[0], 0), object_mask(drawn, 0, random.Random(column), "box")
+        gray = Image.new("RGB", drawn.image.size, (127, 127, 127))
+        rows = [
+            drawn.image,
+            Image.composite(gray, drawn.image, body),
+            inpainter(drawn.image, body, caption(item.object, item.color)),
+            inpainter(drawn.image, body, caption(item.object, case.color)),
+            Image.composite(gray, drawn.image, box),
+            inpainter(drawn.image, box, caption(item.object, item.color)),
+            inpainter(drawn.image, grow(drawn.masks[0], 2), ""),
+        ]
+        for row, picture in enumerate(rows):
+            page.paste(picture, (column * cell + 2, row * cell + 2))
+    return page

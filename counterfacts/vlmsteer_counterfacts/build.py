@@ -61,6 +61,7 @@ def build(
     chunks = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
     if not (root / METADATA).is_file():
         rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        _own_device()
         todo = [n for n in range(len(chunks)) if n % world == rank and not _part(root, n).is_file()]
         done = sum(len(chunk) for n, chunk in enumerate(chunks) if n not in todo)
         for number in _worked(config, root, [(n, chunks[n]) for n in todo], workers):
@@ -153,6 +154,15 @@ def _make(
         record = record_of(draft, name, score)
         rows.append({"ok": record.accepted, "row": write(record, root if record.accepted else root / REJECTED)})
     replace_file(_part(root, number), json.dumps(rows).encode())
+
+
+def _own_device() -> None:
+    """Under `accelerate launch` every process uses the GPU that is meant for it."""
+    if "LOCAL_RANK" in os.environ:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def _claim(config: Config, root: Path) -> None:

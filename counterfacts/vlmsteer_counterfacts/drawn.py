@@ -49,7 +49,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class World:
-    """What may be drawn: objects and styles (all if not given), and whether color is "redraw"n or "recolor"ed."""
+    """What may be drawn: objects (all if none are given), styles, colors, and how a color is changed.
+
+    `color_edit` is "recolor", in the finished picture, or "redraw".
+    """
 
     objects: Sequence[str] = ()
     styles: Sequence[str] = STYLES

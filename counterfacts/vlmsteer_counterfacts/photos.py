@@ -6,6 +6,7 @@ What is usual comes from the table of objects; of an object that is not in it, t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,11 @@ def _color(picture: Image.Image, name: str, mask: Image.Image, given: Mapping[st
         raise InputError(f"Say which color to give it: {', '.join(COLORS)}, or #rrggbb.")
     prompt = f"{article(given['to'] + ' ' + name)}"
     if given["instruct"]:
-        editor = inpaint.InstructEditor.load(given["instruct"])
-        shown = editor(picture, f"make the {name} {given['to']}", seed=given["seed"], mask=mask)
+        shown = _editor(given["instruct"])(picture, f"make the {name} {given['to']}", seed=given["seed"], mask=mask)
     elif given["inpaint"] in inpaint.CLASSICAL:
         shown = recolor(picture, mask, given["to"])
     else:
-        shown = inpaint.Inpainter.load(given["inpaint"])(picture, mask, prompt, seed=given["seed"])
+        shown = _inpainter(given["inpaint"])(picture, mask, prompt, seed=given["seed"])
     return Draft(
         name, "color", prior, given["to"], picture, shown, mask, _said("recolor", given), source,
         (article(f"{prior} {name}"), prompt), (prior, given["to"]),
@@ -186,10 +186,20 @@ def _texture(picture: Image.Image, name: str, mask: Image.Image, given: Mapping[
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1)
+def _inpainter(name: str) -> inpaint.Inpainter:
+    return inpaint.Inpainter.load(name)
+
+
+@lru_cache(maxsize=1)
+def _editor(name: str) -> inpaint.InstructEditor:
+    return inpaint.InstructEditor.load(name)
+
+
 def _fill(given: Mapping[str, Any]) -> edits.Fill:
     method: Any = given["inpaint"]
     if method not in inpaint.CLASSICAL:
-        method = inpaint.Inpainter.load(method)
+        method = _inpainter(method)
     return lambda picture, hole: inpaint.fill(picture, hole, method)
 
 

@@ -38,14 +38,19 @@ NAME = "tiny-inpaint"
 PIXELS, LATENT = 64, 16
 PICTURES, VAE_STEPS, STEPS, DECODER_STEPS = 8000, 340, 3800, 700
 VAE_BATCH, BATCH = 8, 16
-CASES = 100  # pictures to measure on
+CASES = 200  # pictures to measure on
 TOKENS = 16  # of a prompt, its start and end included
-SAMPLING = {"num_inference_steps": 20, "guidance_scale": 1.0}
+SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.25}  # more of either paints further from the true picture
 REMOVAL = ("", "", "nothing", "plain background", "background")
 TEMPLATES = ("{a} {thing}", "{a} {thing}", "{thing}", "a picture of {a} {thing}", "a drawing of {a} {thing}")
 HISTORY = (  # for the card
     "The bundled autoencoder drew its first 200 steps from 12000 pictures, of which the first 8000 were then kept; a "
     "run of the command draws all its steps from those."
+)
+REACH = (
+    "Seen by eye: with the body hidden it repaints in the asked color, soft and without texture, and its whites and "
+    "blacks bleed at the rim; with a whole box hidden it paints a blob of that color, not the object's shape; an "
+    "object that is taken away leaves a faint shadow of its mask, and OpenCV does that better."
 )
 AVERAGED = 0.998  # decay of the running mean of the weights, which is what is kept
 
@@ -585,8 +590,10 @@ def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str
         f"{PIXELS} px and nothing else; for photos take a published pipeline.", "",
         "```python",
         "from vlmsteer_counterfacts.inpaint import Inpainter",
+        "",
         f'Inpainter.load("{NAME}")(image, mask, "a blue strawberry", seed=1)  # "" takes the object away', "",
         "import diffusers  # or without any code of this project",
+        "",
         'pipeline = diffusers.AutoPipelineForInpainting.from_pretrained("FOLDER")',
         "```", "",
         f"* Made by `{command}`: {VAE_STEPS} steps of {VAE_BATCH} pictures for the autoencoder ({minutes['vae']:.0f} "
@@ -595,6 +602,7 @@ def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str
         f"{'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch {torch.__version__}; the "
         f"bundled one shared its core with other work), of {PICTURES} pictures that were drawn and encoded once.",
         f"* {HISTORY}",
+        f"* {REACH}",
         '* Prompts: "a blue strawberry", "blue strawberry", "a picture of a blue strawberry", "a drawing of ...". The '
         'empty prompt, "nothing", "background" and "plain background" take an object away. No other prompt was dropped '
         "in training, so guidance pushes away from the background. By default (`generation_config.json`, which "

@@ -279,6 +279,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path: Path) ->
     assert "cannot be written" in small.stderr and not list((tmp_path / "out").iterdir())
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence(folder: Path) -> None:
+    code = "import sys; from vlmsteer.cli import main; sys.argv[1:] = ['counterfacts', 'push', *sys.argv[1:]]; main()"
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, str(folder), "me/set"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "hf auth login" in done.stderr, done.stderr
+
+
 def test_statistics_are_those_of_the_card(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     for name, counts in statistics(folder)["by_attribute"].items():

@@ -66,7 +66,7 @@ def make(
         print(json.dumps([dict(check) for check in record.checks], indent=1))
         return
     for check in record.checks:
-        out.print(f"{'ok  ' if check['ok'] else 'NOT '} {check['says']}", markup=False, highlight=False)
+        out.print(f"{'ok  ' if check['ok'] else 'NOT '} {check['says']}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"{'Accepted' if record.accepted else 'Rejected'}; the pictures are in {folder}.", markup=False)
     if not record.accepted:
         raise typer.Exit(1)

@@ -26,7 +26,7 @@ from vlmsteer_counterfacts.dataset import load_pairs, save_pairs
 from vlmsteer_counterfacts.drawn import World, draw_pair
 from vlmsteer_counterfacts.facts import facts
 from vlmsteer_counterfacts.pair_sheet import pair_sheet
-from vlmsteer_counterfacts.record import REJECTED, Record, load_records, replace_file, write, write_lines
+from vlmsteer_counterfacts.record import REJECTED, Record, add, load_records, replace_file, write, write_lines
 
 ATTRIBUTES = ("color", "size", "presence", "relation", "texture")
 SMALL = Config(name="small", counts=dict.fromkeys(ATTRIBUTES, 6), seed=3, pixels=96, scorer="")
@@ -200,6 +200,14 @@ def _png(image: Image.Image) -> bytes:
     from vlmsteer_counterfacts.record import png
 
     return png(image)
+
+
+def test_a_pair_joins_those_that_are_there(records: list[Record], tmp_path: Path) -> None:
+    for record in (*records[:3], replace(records[1], prior_source="again")):
+        add(record, tmp_path / "pairs")
+    found = load_records(tmp_path / "pairs")
+    assert sorted(one.id for one in found) == sorted(one.id for one in records[:3])
+    assert next(one for one in found if one.id == records[1].id).prior_source == "again"
 
 
 def test_the_sheet_shows_pairs(folder: Path) -> None:

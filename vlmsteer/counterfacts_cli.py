@@ -48,7 +48,7 @@ def make(
     """Make one counterfactual of a picture, check it, and write both with the mask."""
     from vlmsteer_counterfacts.build import record_of, scorer_of
     from vlmsteer_counterfacts.photos import edit
-    from vlmsteer_counterfacts.record import slug, write, write_lines
+    from vlmsteer_counterfacts.record import add, slug
 
     dots = [_numbers(dot, 3, "--strokes", "x,y,radius") for dot in strokes.split()]
     where: dict[str, Any] = {
@@ -61,7 +61,7 @@ def make(
         other_box=_box(other_box, "--other-box"), inpaint=inpaint, instruct=instruct, seed=seed, **given,
     )  # fmt: skip
     record = record_of(draft, f"{attribute}-{slug(object)}-{slug(draft.pixel)}", scorer_of(score))
-    write_lines([write(record, folder)], folder)
+    add(record, folder)
     if as_json:
         print(json.dumps([dict(check) for check in record.checks], indent=1))
         return

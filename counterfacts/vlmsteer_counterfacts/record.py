@@ -104,6 +104,12 @@ def write_lines(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     replace_file(folder / METADATA, "".join(_json(row) + "\n" for row in rows).encode())
 
 
+def add(record: Record, folder: Path) -> None:
+    """Put a record into a folder beside those that are there; one of the same id is replaced."""
+    others = [one for one in load_records(folder) if one.id != record.id] if (folder / METADATA).is_file() else []
+    write_lines([write(one, folder) for one in (*others, record)], folder)
+
+
 def load_records(folder: str | Path, attribute: str | None = None) -> list[Record]:
     """Read a folder that `write` and `write_lines` made.
 

@@ -15,19 +15,20 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from vlmsteer.training import tiny_inpaint
-from vlmsteer.training.splits import HELD_OUT_OBJECTS, held_out_colors
-from vlmsteer.training.tiny_inpaint import (
+from vlmsteer.training.inpaint_examples import (
     PIXELS,
     REMOVAL,
     TEMPLATES,
-    TOKENS,
+    Example,
     caption,
     cases,
     example,
     grow,
-    named,
-    psnr,
+    object_mask,
 )
+from vlmsteer.training.inpaint_measure import named, psnr
+from vlmsteer.training.splits import HELD_OUT_OBJECTS, held_out_colors
+from vlmsteer.training.tiny_inpaint import TOKENS
 from vlmsteer_counterfacts.facts import facts
 from vlmsteer_counterfacts.inpaint import BUNDLED, Inpainter, fill
 from vlmsteer_counterfacts.palette import COLORS, shade
@@ -36,7 +37,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def examples() -> list[tiny_inpaint.Example]:
+def examples() -> list[Example]:
     return [example(random.Random(f"test/{number}")) for number in range(300)]
 
 
@@ -51,7 +52,7 @@ def test_every_word_is_a_token_and_every_prompt_fits() -> None:
     assert len(words("Ünseen Zeichen 7").input_ids) > 5  # spelled out, nothing unknown
 
 
-def test_examples_keep_the_held_out_colors_back(examples: list[tiny_inpaint.Example]) -> None:
+def test_examples_keep_the_held_out_colors_back(examples: list[Example]) -> None:
     said = {
         (name, color) for one in examples for name in facts() for color in COLORS if f"{color} {name}" in one.prompt
     }
@@ -60,7 +61,7 @@ def test_examples_keep_the_held_out_colors_back(examples: list[tiny_inpaint.Exam
     assert {color for _, color in said} == set(COLORS)
 
 
-def test_examples_hide_something_and_repeat(examples: list[tiny_inpaint.Example]) -> None:
+def test_examples_hide_something_and_repeat(examples: list[Example]) -> None:
     assert all(one.mask.getbbox() and one.target.size == one.mask.size == (PIXELS, PIXELS) for one in examples)
     assert {value for one in examples for _, value in one.mask.getcolors() or []} == {0, 255}
     again = example(random.Random("test/7"))
@@ -73,7 +74,7 @@ def test_removal_shows_the_background_and_nothing_else_changed() -> None:
     for number in range(40):
         case = cases(1, number)[0]
         drawn, empty = case.scene.render(PIXELS), case.scene.without(0).render(PIXELS)
-        kept = np.asarray(tiny_inpaint.object_mask(drawn, 0, random.Random(number), "object")) == 0
+        kept = np.asarray(object_mask(drawn, 0, random.Random(number), "object")) == 0
         assert (np.asarray(drawn.image)[kept] == np.asarray(empty.image)[kept]).all()
 
 

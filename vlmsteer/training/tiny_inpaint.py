@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import platform
 import random
@@ -17,32 +16,26 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from vlmsteer.bench.statistics import rate
-from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE, TRAIN_STYLES, train_colors
-from vlmsteer_counterfacts.color import to_oklab
-from vlmsteer_counterfacts.draw import Picture, Scene, group_scene, portrait
+from vlmsteer.training.inpaint_examples import PIXELS, REMOVAL, TEMPLATES, caption, example, floats
+from vlmsteer.training.inpaint_measure import CASES, evaluate
+from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE
 from vlmsteer_counterfacts.facts import facts
-from vlmsteer_counterfacts.inpaint import Inpainter, fill
 from vlmsteer_counterfacts.palette import COLORS
 
 NAME = "tiny-inpaint"
-PIXELS, LATENT = 64, 16
+LATENT = 16
 PICTURES, VAE_STEPS, STEPS, DECODER_STEPS = 8000, 340, 3800, 700
 VAE_BATCH, BATCH = 8, 16
-CASES = 200  # pictures to measure on
 TOKENS = 16  # of a prompt, its start and end included
 SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.25}  # more of either paints further from the true picture
-REMOVAL = ("", "", "nothing", "plain background", "background")
-TEMPLATES = ("{a} {thing}", "{a} {thing}", "{thing}", "a picture of {a} {thing}", "a drawing of {a} {thing}")
 HISTORY = (  # for the card
     "The bundled autoencoder drew its first 200 steps from 12000 pictures, of which the first 8000 were then kept; a "
     "run of the command draws all its steps from those."
@@ -53,76 +46,6 @@ REACH = (
     "object that is taken away leaves a faint shadow of its mask, and OpenCV does that better."
 )
 AVERAGED = 0.998  # decay of the running mean of the weights, which is what is kept
-
-
-class Example(NamedTuple):
-    """A picture as it should become, the mask (L, 255 where it is hidden), and the prompt."""
-
-    target: Image.Image
-    mask: Image.Image
-    prompt: str
-
-
-def caption(name: str, color: str, template: str = TEMPLATES[0]) -> str:
-    """What the prompt says of an object: "a blue strawberry"."""
-    thing = f"{color} {name}"
-    return template.format(a="an" if thing[0] in "aeiou" else "a", thing=thing)
-
-
-def example(rng: random.Random) -> Example:
-    """One training example: an object to restore, an object to take away, or strokes to fill."""
-    names = [rng.choice(tuple(facts())) for _ in range(1 if rng.random() < 0.85 else 2)]
-    contents = [(name, rng.choice((facts()[name].color, *train_colors(name)))) for name in names]
-    style = rng.choice(TRAIN_STYLES)
-    if len(contents) == 1:
-        scene = portrait(*contents[0], rng, style, min_side=0.5)
-    else:
-        scene = group_scene(contents, rng, style)
-    drawn, index, kind = scene.render(PIXELS), rng.randrange(len(names)), rng.random()
-    if kind < 0.22:
-        mask = object_mask(drawn, index, rng, rng.choice(("object", "object", "box")))
-        return Example(scene.without(index).render(PIXELS).image, mask, rng.choice(REMOVAL))
-    prompt = caption(*contents[index], rng.choice(TEMPLATES))
-    if kind < 0.34:
-        mask = strokes(rng)
-        hidden = np.asarray(mask)[np.asarray(drawn.masks[index]) > 0].any()
-        return Example(drawn.image, mask, prompt if hidden else rng.choice(REMOVAL))
-    return Example(drawn.image, object_mask(drawn, index, rng, rng.choice(("body", "body", "object", "box"))), prompt)
-
-
-def object_mask(drawn: Picture, index: int, rng: random.Random, shape: str) -> Image.Image:
-    """What hides an object: its "body" (where its color shows), the whole "object", or its "box", grown at random."""
-    if shape == "box":
-        left, top, right, bottom = drawn.boxes[index]
-        mask = Image.new("L", drawn.image.size, 0)
-        grown = [rng.randint(0, 3) for _ in range(4)]
-        box = (left - grown[0], top - grown[1], right - 1 + grown[2], bottom - 1 + grown[3])
-        ImageDraw.Draw(mask).rectangle(box, fill=255)
-        return mask
-    return grow((drawn.bodies if shape == "body" else drawn.masks)[index], rng.randint(0, 3))
-
-
-def grow(mask: Image.Image, pixels: int) -> Image.Image:
-    """Every pixel that the mask touches at all, and `pixels` around them."""
-    hard = mask.point(lambda value: 255 if value else 0)
-    return hard.filter(ImageFilter.MaxFilter(2 * pixels + 1)) if pixels else hard
-
-
-def strokes(rng: random.Random) -> Image.Image:
-    """One to three brush strokes."""
-    mask = Image.new("L", (PIXELS, PIXELS), 0)
-    pen = ImageDraw.Draw(mask)
-    for _ in range(rng.randint(1, 3)):
-        width, (x, y) = rng.randint(5, 13), (rng.uniform(0, PIXELS), rng.uniform(0, PIXELS))
-        for _ in range(rng.randint(1, 4)):
-            to = (x + rng.uniform(-24, 24), y + rng.uniform(-24, 24))
-            pen.line([(x, y), to], fill=255, width=width)
-            pen.ellipse([to[0] - width / 2, to[1] - width / 2, to[0] + width / 2, to[1] + width / 2], fill=255)
-            x, y = to
-    return mask
-
-
-# The untrained parts ------------------------------------------------------------------------------------------------
 
 
 def tokenizer() -> Any:
@@ -305,7 +228,7 @@ def train(
 
     def vae_loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(targets), (VAE_BATCH,), generator=generator).numpy()
-        images = _floats(targets[rows])
+        images = floats(targets[rows])
         # The encoder also meets pictures with their masked part gray, as the pipeline shows them.
         hidden = torch.from_numpy(masks[rows])[:, None] & (torch.rand(VAE_BATCH, 1, 1, 1, generator=generator) < 0.4)
         images = images.masked_fill(hidden, 0.0).contiguous(memory_format=torch.channels_last)
@@ -344,7 +267,7 @@ def train(
 
     def decoder_loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(targets), (VAE_BATCH,), generator=generator)
-        images = _floats(targets[rows.numpy()]).contiguous(memory_format=torch.channels_last)
+        images = floats(targets[rows.numpy()]).contiguous(memory_format=torch.channels_last)
         noise = 0.02 * torch.randn(VAE_BATCH, 4, LATENT, LATENT, generator=generator)
         seen = vae.decode((shown[rows] + noise).contiguous(memory_format=torch.channels_last)).sample
         return F.l1_loss(seen, images) + 2 * F.mse_loss(seen, images)
@@ -384,17 +307,13 @@ def _encoded(
     report(f"encoding {len(targets)} pictures")
     shown, hidden = [], []
     for first in range(0, len(targets), 50):
-        images = _floats(targets[first : first + 50])
+        images = floats(targets[first : first + 50])
         gray = images.masked_fill(torch.from_numpy(masks[first : first + 50])[:, None], 0.0)
         shown.append(vae.encode(images).latent_dist.mode())
         hidden.append(vae.encode(gray).latent_dist.mode())
     both = torch.cat(shown), torch.cat(hidden)
     _replace(path, lambda part: np.savez(part, shown=both[0].numpy(), hidden=both[1].numpy()))
     return both
-
-
-def _floats(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _fit(
@@ -493,68 +412,6 @@ def _mean(folder: Path, stage: str, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): value for name, value in mean.items() if name.startswith(f"{part}.")}
 
 
-class Case(NamedTuple):
-    """One portrait to measure on: its scene, the color to paint it in, and whether training drew it in all colors."""
-
-    scene: Scene
-    color: str
-    held_out: bool
-
-
-def cases(n: int, seed: int) -> list[Case]:
-    """n portraits that training did not draw, every second one of a held-out object in its usual color."""
-    drawn = []
-    for number in range(n):
-        rng, held_out = random.Random(f"{seed}/measure/{number}"), number % 2 == 1
-        name = rng.choice([name for name in facts() if (name in HELD_OUT_OBJECTS) == held_out])
-        now = rng.choice((facts()[name].color, *train_colors(name))) if not held_out else facts()[name].color
-        other = rng.choice([color for color in COLORS if color != now])
-        drawn.append(Case(portrait(name, now, rng, rng.choice(TRAIN_STYLES), (other,)), other, held_out))
-    return drawn
-
-
-def evaluate(
-    pipeline_folder: Path, n: int = CASES, seed: int = 1, report: Callable[[str], None] = lambda text: None
-) -> dict[str, dict[str, Any]]:
-    """Measure restoring, recoloring and removing, half on held-out objects; intervals are clustered by object.
-
-    Restoring and removing are the PSNR inside the mask against the true picture (dB, the mean over pictures), beside
-    what OpenCV's telea reaches and, for the body, what the autoencoder alone keeps. Recoloring is the share of pictures
-    whose mean color inside the body mask is nearest (OKLab) to the center of the asked color, beside the share for the
-    scene really drawn in that color.
-    """
-    inpainter = Inpainter.load(pipeline_folder)
-    outcomes: dict[str, list[tuple[float, str]]] = {}
-    for number, case in enumerate(cases(n, seed)):
-        scene, item, drawn = case.scene, case.scene.items[0], case.scene.render(PIXELS)
-        who = "held-out objects" if case.held_out else "trained objects"
-        body, silhouette = grow(drawn.bodies[0], 1), grow(drawn.masks[0], 2)
-        box = object_mask(drawn, 0, random.Random(number), "box")
-
-        def log(task: str, value: float, who: str = who, name: str = item.object) -> None:
-            outcomes.setdefault(f"{who}: {task}", []).append((value, name))
-
-        now = caption(item.object, item.color)
-        for shape, mask in (("body", body), ("box", box)):
-            log(f"restore {shape}, dB", psnr(inpainter(drawn.image, mask, now, seed=number), drawn.image, mask))
-            log(f"restore {shape}, telea, dB", psnr(fill(drawn.image, mask), drawn.image, mask))
-        log("restore body, autoencoder alone, dB", psnr(_through(inpainter, drawn.image), drawn.image, body))
-        own = grow(drawn.bodies[0], 0)
-        made = inpainter(drawn.image, own, caption(item.object, case.color), seed=number)
-        log("recolor", float(named(made, drawn.bodies[0]) == case.color))
-        true = scene.recolor(0, case.color).render(PIXELS).image
-        log("recolor, really drawn so", float(named(true, drawn.bodies[0]) == case.color))
-        empty = scene.without(0).render(PIXELS).image
-        log("remove, dB", psnr(inpainter(drawn.image, silhouette, "", seed=number), empty, silhouette))
-        log("remove, telea, dB", psnr(fill(drawn.image, silhouette), empty, silhouette))
-        if (number + 1) % 20 == 0:
-            report(f"measured {number + 1} of {n}")
-    return {
-        task: rate([value for value, _ in rows], [name for _, name in rows]).as_dict()
-        for task, rows in sorted(outcomes.items())
-    }
-
-
 def make(
     folder: Path,
     steps: int = STEPS,
@@ -635,50 +492,3 @@ def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str
         name = task.removesuffix(", dB")
         lines.append(f"| {name} | {scale * value['rate']:.1f} {unit} | {low:.1f} to {high:.1f} | {value['n']} |")
     return "\n".join(lines) + "\n"
-
-
-def psnr(image: Image.Image, true: Image.Image, mask: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels where the mask is not 0; at most 60."""
-    inside = np.asarray(mask) > 0
-    difference = (np.asarray(image, np.float64) - np.asarray(true, np.float64))[inside]
-    return 10 * math.log10(255**2 / max(float((difference**2).mean()), 0.065))
-
-
-def named(image: Image.Image, body: Image.Image) -> str:
-    """The named color whose center is nearest to the mean color (OKLab) where the body mask is full."""
-    inside = to_oklab(np.asarray(image))[np.asarray(body) == 255].mean(0)
-    return min(COLORS, key=lambda color: math.dist(inside, _center(color)))
-
-
-def _center(color: str) -> tuple[float, float, float]:
-    lightness, chroma, hue = COLORS[color][:3]
-    return lightness, chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-
-
-@torch.no_grad()
-def _through(inpainter: Inpainter, image: Image.Image) -> Image.Image:
-    vae = inpainter.pipeline.vae
-    seen = vae.decode(vae.encode(_floats(np.array(image)[None]).to(vae.device)).latent_dist.mode()).sample
-    return Image.fromarray(((seen[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
-
-
-def sheet(pipeline_folder: Path, n: int = 14, seed: int = 1) -> Image.Image:
-    """A page to look at: original, body hidden, restored, recolored, box hidden, restored, removed; a case a column."""
-    inpainter, cell = Inpainter.load(pipeline_folder), PIXELS + 4
-    page = Image.new("RGB", (n * cell, 7 * cell), "white")
-    for column, case in enumerate(cases(n, seed)):
-        drawn, item = case.scene.render(PIXELS), case.scene.items[0]
-        body, box = grow(drawn.bodies[0], 0), object_mask(drawn, 0, random.Random(column), "box")
-        gray = Image.new("RGB", drawn.image.size, (127, 127, 127))
-        rows = [
-            drawn.image,
-            Image.composite(gray, drawn.image, body),
-            inpainter(drawn.image, body, caption(item.object, item.color)),
-            inpainter(drawn.image, body, caption(item.object, case.color)),
-            Image.composite(gray, drawn.image, box),
-            inpainter(drawn.image, box, caption(item.object, item.color)),
-            inpainter(drawn.image, grow(drawn.masks[0], 2), ""),
-        ]
-        for row, picture in enumerate(rows):
-            page.paste(picture, (column * cell + 2, row * cell + 2))
-    return page

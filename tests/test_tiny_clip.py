@@ -17,10 +17,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vlmsteer.training import tiny_clip
+from vlmsteer.training import clip_captions, tiny_clip
+from vlmsteer.training.clip_captions import Caption, Group, colors_of, exchanged, group
 from vlmsteer.training.mix import SIZE_RATIO
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE, held_out_colors
-from vlmsteer.training.tiny_clip import Batches, Caption, Group, colors_of, exchanged, group
+from vlmsteer.training.tiny_clip import Batches
 from vlmsteer_counterfacts.clip import load_scorer
 from vlmsteer_counterfacts.draw import Scene, group_scene
 from vlmsteer_counterfacts.facts import facts
@@ -150,7 +151,7 @@ def test_captions_in_words() -> None:
         "a tree above a red acorn", "a tree over a red acorn", "a red acorn below a tree", "a red acorn under a tree",
     }  # fmt: skip
     assert {Caption((("tree", None),)).text(rng) for _ in range(80)} == {
-        frame.format("a tree") for frame in tiny_clip.FRAMES
+        frame.format("a tree") for frame in clip_captions.FRAMES
     }
 
 
@@ -173,7 +174,9 @@ def test_sides_are_never_mirrored(groups: list[Group]) -> None:
     first = np.cumsum([0, *(len(one.scenes) for one in groups)])
     numbers, mirrored, _ = Batches(groups, 600, seed=0)(0)
     kinds = [groups[int(np.searchsorted(first, number, "right")) - 1].kind for number in numbers]
-    assert {kind for kind, mirror in zip(kinds, mirrored, strict=True) if mirror} == set(tiny_clip.KINDS) - {"relation"}
+    assert {kind for kind, mirror in zip(kinds, mirrored, strict=True) if mirror} == set(clip_captions.KINDS) - {
+        "relation"
+    }
 
 
 def test_drawing_goes_on_where_it_was_stopped(groups: list[Group], tmp_path: Path) -> None:

@@ -172,6 +172,18 @@ def test_processes_of_several_machines_share_the_work(folder: Path, tmp_path: Pa
     assert left == [1, 0] and digest(tmp_path / "shared") == digest(folder)
 
 
+def test_two_runs_at_once_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    """The second starts before the first has finished, and ends after the first has written the metadata."""
+    root, ended = tmp_path / "twice", []
+
+    def other(done: int, count: int) -> None:
+        if not ended:
+            ended.append(build(SMALL, root))
+
+    assert build(SMALL, root, report=other) == ended[0] and ended[0].left == 0
+    assert digest(root) == digest(folder)
+
+
 def test_rejects_are_kept_with_their_reason(tmp_path: Path) -> None:
     config = Config(counts={"color": 30}, seed=1, pixels=96, color_edit="redraw", objects=("crow", "swan"), scorer="")
     built = build(config, tmp_path / "set")

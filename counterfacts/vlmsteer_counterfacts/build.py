@@ -68,9 +68,12 @@ def build(
             done += len(chunks[number])
             report(done, len(items))
         left = sum(not _part(root, n).is_file() for n in range(len(chunks)))
-        if left:
+        if (root / METADATA).is_file():  # another process had them all, and has joined them
+            shutil.rmtree(root / PARTS, ignore_errors=True)
+        elif left:
             return Built(0, 0, left)
-        _join(config, root, len(chunks))
+        else:
+            _join(config, root, len(chunks))
     kept, lost = (_count(path) for path in (root / METADATA, root / REJECTED / METADATA))
     return Built(kept, lost, 0)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from engine_recipes import QUESTIONS, both, hooks, recipe
 from PIL import Image
+
+from vlmsteer.sites import Site
 
 Pictures = list[Image.Image]
 THREADS, ROUNDS = 8, 12
@@ -128,3 +131,19 @@ def test_the_lock_may_be_taken_again_by_the_collector(llava: Any, pictures: Pict
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_hooks_that_another_thread_adds_in_the_middle_of_a_forward(
+    sessions: dict[str, Any], pictures: Pictures
+) -> None:
+    """A plain question is under way in the vision tower when another thread's recipe comes to edit it."""
+    qwen = sessions["qwen2_5_vl"]
+    plain, tower, site = qwen.ask(pictures[0], "red?", max_new_tokens=2), qwen.model.model.visual, "vision.1.block_out"
+    with ExitStack() as other:
+        handle = tower.blocks[0].register_forward_pre_hook(
+            lambda *given: other.enter_context(qwen.instrument.installed({Site.parse(site)})) and None
+        )
+        try:
+            assert qwen.ask(pictures[0], "red?", max_new_tokens=2) == plain
+        finally:
+            handle.remove()

@@ -175,7 +175,7 @@ class Instrument:
     def _visit(self, site: Site, states: Tensor) -> Tensor:
         """Edit, then record, what passes through a site; the same tensor comes back if nothing was done to it."""
         runs = self._runs()
-        if not runs:
+        if not any(site in run.sites for run in runs):  # the hook may be another thread's, added in mid-forward
             return states
         if _branches(runs) and site.tower == "text":
             rows = states.flatten(0, 1)[:, None]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from vlmsteer.loading import load
+from vlmsteer.training import cards
 from vlmsteer.training.evaluate import evaluate
 from vlmsteer.training.loop import Plan
 from vlmsteer.training.loop import train as train_loop
@@ -41,18 +39,8 @@ def train(
     _rename(part / "model.safetensors", plan.published_names)
     report("measuring on what was held out")
     measured = evaluate(load(part), report)
-    logged = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    losses = [row for _, row in sorted({row["step"]: row for row in logged}.items())]  # resuming logs some steps twice
-    (part / "evaluation.json").write_text(json.dumps({"losses": losses, "tasks": measured}, indent=1), encoding="utf-8")
-    command = (
-        f"vlmsteer train {name}"
-        + (f" --seed {seed}" if seed else "")
-        + (f" --steps {steps}" if steps != plan.steps else "")
-    )
-    (part / "README.md").write_text(card(name, plan, steps, command, losses, measured), encoding="utf-8")
-    shutil.rmtree(finished, ignore_errors=True)
-    part.rename(finished)
-    return finished
+    losses, command = cards.logged(folder), cards.command(name, steps, plan.steps, seed)
+    return cards.publish(part, finished, losses, measured, card(name, plan, steps, command, losses, measured))
 
 
 def _rename(path: Path, prefixes: Mapping[str, str]) -> None:
@@ -66,7 +54,6 @@ def _rename(path: Path, prefixes: Mapping[str, str]) -> None:
 
 def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], measured: dict[str, dict]) -> str:
     """The model card, in Markdown."""
-    minutes = sum(row["seconds"] * 20 for row in losses) / 60
     curve = [row for row in losses if row["step"] in {20, 100, 200, 500} or row["step"] % 500 == 0 or row is losses[-1]]
     lines = [
         f"# {name}", "",
@@ -74,8 +61,7 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
         "world of this project. It exists so that every experiment runs at once on a laptop; it knows 44 drawn objects "
         "and nothing else.", "",
         f"* Made by `{command}`: {steps} steps of {plan.batch} pictures with several questions each, "
-        f"{minutes:.0f} minutes on a {'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch "
-        f"{torch.__version__}).",
+        f"{cards.minutes(losses)} minutes on a {cards.machine()}.",
         *([f"* {plan.start.says}"] if plan.start else []),
         *([f"* The training mix is that of `mix.py` from step {plan.mix_offset} on."] if plan.mix_offset else []),
         *([f"* {plan.history}"] if plan.history else []),
@@ -89,13 +75,9 @@ def card(name: str, plan: Plan, steps: int, command: str, losses: list[dict], me
         "relative size, nor any question about their color here; two colors of every other object; the drawing style "
         f'"{HELD_OUT_STYLE}".',
         "* License: Apache-2.0.", "",
-        "## Loss", "", "| step | " + " | ".join(str(row["step"]) for row in curve) + " |",
-        "|---|" + "---|" * len(curve), "| loss | " + " | ".join(f"{row['loss']:.3f}" for row in curve) + " |", "",
+        "## Loss", "", *cards.curve(curve),
         "## Measured on held-out data", "",
         "`vlmsteer train` measures this at its end (95 % intervals, bootstrap clustered by object or scene).", "",
-        "| task | rate | interval | n |", "|---|---|---|---|",
+        "| task | rate | interval | n |", "|---|---|---|---|", *cards.rates(measured),
     ]  # fmt: skip
-    for task, value in measured.items():
-        low, high = value["interval"]
-        lines.append(f"| {task} | {100 * value['rate']:.1f} % | {100 * low:.1f} to {100 * high:.1f} | {value['n']} |")
     return "\n".join(lines) + "\n"

@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import time
@@ -27,12 +26,8 @@ from PIL import Image
 
 from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.statistics import rate as measured_rate
-from vlmsteer.training import questions
-from vlmsteer.training.clip_captions import (
-    Caption,
-    Group,
-    group,
-)
+from vlmsteer.training import cards, questions
+from vlmsteer.training.clip_captions import Caption, Group, group
 from vlmsteer.training.loop import rate
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE
 from vlmsteer_counterfacts.clip import Scorer, load_scorer
@@ -317,14 +312,8 @@ def make(
     shutil.rmtree(part, ignore_errors=True)
     export(folder, part)
     measured = evaluate(load_scorer(str(part)), n, report)
-    logged = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [row for _, row in sorted({row["step"]: row for row in logged}.items())]  # resuming logs some steps twice
-    text = json.dumps({"losses": losses, "tasks": measured}, indent=1)
-    (part / "evaluation.json").write_text(text, encoding="utf-8")
-    (part / "README.md").write_text(card(steps, seed, losses, measured, groups, batch), encoding="utf-8")
-    shutil.rmtree(finished, ignore_errors=True)
-    part.rename(finished)
-    return finished
+    losses = cards.logged(folder)
+    return cards.publish(part, finished, losses, measured, card(steps, seed, losses, measured, groups, batch))
 
 
 def card(
@@ -336,9 +325,6 @@ def card(
     batch: int = BATCH,
 ) -> str:
     """The model card, in Markdown."""
-    command = f"vlmsteer train {NAME}" + (f" --seed {seed}" if seed else "")
-    command += f" --steps {steps}" if steps != STEPS else ""
-    minutes = sum(row["seconds"] * 20 for row in losses) / 60
     poor = [task for task, value in measured.items() if " of eleven" not in task and value["interval"][0] < POOR]
     curve = [row for row in losses if row["step"] in {20, 100, 200} or row["step"] % 250 == 0 or row is losses[-1]]
     lines = [
@@ -355,9 +341,8 @@ def card(
         'model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")',
         'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")',
         "```", "",
-        f"* Made by `{command}`: {steps} steps of {batch} pictures or a few more, {minutes:.0f} minutes on a "
-        f"{'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch {torch.__version__}), "
-        f"after {groups} groups of scenes were drawn once.",
+        f"* Made by `{cards.command(NAME, steps, STEPS, seed)}`: {steps} steps of {batch} pictures or a few more, "
+        f"{cards.minutes(losses)} minutes on a {cards.machine()}, after {groups} groups of scenes were drawn once.",
         f"* Input {IMAGE_SIZE} px (larger and smaller pictures are scaled), texts of up to {CONTEXT} tokens. A ResNet "
         "and a causal text tower, open_clip's `ClipLoss`. Weights in half precision.",
         "* Every color that training draws an object in is equally frequent: a judge needs no prior. In each batch "
@@ -370,15 +355,11 @@ def card(
         f'"{HELD_OUT_STYLE}".',
         *([f"* Not to be asked, near chance: {'; '.join(poor)}."] if poor else []),
         "* License: Apache-2.0.", "",
-        "## Loss", "", "| step | " + " | ".join(str(row["step"]) for row in curve) + " |",
-        "|---|" + "---|" * len(curve), "| loss | " + " | ".join(f"{row['loss']:.3f}" for row in curve) + " |", "",
+        "## Loss", "", *cards.curve(curve),
         "## Measured on held-out data", "",
         f"`vlmsteer train {NAME}` measures this at its end: how often the right caption is nearer than the wrong one "
         "(or than the other ten colors'). Where nothing is said to be held out, the scenes are new and their objects "
         "those of training. 95 % intervals, bootstrap clustered by object or scene.", "",
-        "| task | rate | interval | n |", "|---|---|---|---|",
+        "| task | rate | interval | n |", "|---|---|---|---|", *cards.rates(measured),
     ]  # fmt: skip
-    for task, value in measured.items():
-        low, high = value["interval"]
-        lines.append(f"| {task} | {100 * value['rate']:.1f} % | {100 * low:.1f} to {100 * high:.1f} | {value['n']} |")
     return "\n".join(lines) + "\n"

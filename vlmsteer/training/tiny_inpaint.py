@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import platform
 import random
 import shutil
 import time
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from vlmsteer.training import cards
 from vlmsteer.training.inpaint_examples import PIXELS, REMOVAL, TEMPLATES, caption, example, floats
 from vlmsteer.training.inpaint_measure import CASES, evaluate
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE
@@ -389,21 +389,18 @@ def export(folder: Path, out: Path) -> Path:
     pipeline = _diffusers().StableDiffusionInpaintPipeline(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(part, safe_serialization=True)
-    # The library writes tokenizer.json alone; published pipelines hold CLIP's two files.
-    state = json.loads((part / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    vocabulary = json.dumps(parts["tokenizer"].get_vocab(), ensure_ascii=False)
-    (part / "tokenizer" / "vocab.json").write_text(vocabulary, encoding="utf-8")
-    merges = "".join(f"{' '.join(pair)}\n" for pair in state["merges"])
-    (part / "tokenizer" / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    (part / "tokenizer" / "tokenizer.json").unlink()
-    (part / "generation_config.json").write_text(json.dumps(SAMPLING) + "\n", encoding="utf-8")
-    for path in part.rglob("*.safetensors"):
-        path.chmod(0o644)
     shutil.rmtree(out, ignore_errors=True)
-    part.rename(out)
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    # The library writes tokenizer.json alone; published pipelines hold CLIP's two files.
+    state = json.loads((out / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocabulary = json.dumps(parts["tokenizer"].get_vocab(), ensure_ascii=False)
+    (out / "tokenizer" / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    merges = "".join(f"{' '.join(pair)}\n" for pair in state["merges"])
+    (out / "tokenizer" / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    (out / "tokenizer" / "tokenizer.json").unlink()
+    (out / "generation_config.json").write_text(json.dumps(SAMPLING) + "\n", encoding="utf-8")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)
     return out
 
 
@@ -421,24 +418,16 @@ def make(
 ) -> Path:
     """Train as `train` does, export, measure on n pictures, write the card; returns the finished folder."""
     train(folder, steps, seed=seed, report=report)
-    part, finished = export(folder, folder / f"{NAME}.new"), folder / NAME
+    part = export(folder, folder / f"{NAME}.part")
     measured = evaluate(part, n, report=report)
-    logged = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = list({(row["stage"], row["step"]): row for row in logged}.values())  # resuming logs some steps twice
-    text = json.dumps({"losses": losses, "tasks": measured}, indent=1)
-    (part / "evaluation.json").write_text(text, encoding="utf-8")
-    (part / "README.md").write_text(card(steps, seed, losses, measured), encoding="utf-8")
-    shutil.rmtree(finished, ignore_errors=True)
-    part.rename(finished)
-    return finished
+    losses = cards.logged(folder)
+    return cards.publish(part, folder / NAME, losses, measured, card(steps, seed, losses, measured))
 
 
 def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> str:
     """The model card, in Markdown."""
-    command = f"vlmsteer train {NAME}" + (f" --seed {seed}" if seed else "")
-    command += f" --steps {steps}" if steps != STEPS else ""
     curves = {stage: [row for row in losses if row["stage"] == stage] for stage in ("vae", "unet", "decoder")}
-    minutes = {stage: sum(row["seconds"] * 20 for row in rows) / 60 for stage, rows in curves.items()}
+    minutes = {stage: cards.minutes(rows) for stage, rows in curves.items()}
     lines = [
         f"# {NAME}", "",
         "A Stable Diffusion inpainting pipeline of the published classes (`StableDiffusionInpaintPipeline`: UNet of "
@@ -453,11 +442,11 @@ def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str
         "",
         'pipeline = diffusers.AutoPipelineForInpainting.from_pretrained("FOLDER")',
         "```", "",
-        f"* Made by `{command}`: {VAE_STEPS} steps of {VAE_BATCH} pictures for the autoencoder ({minutes['vae']:.0f} "
-        f"minutes), {steps} steps of {BATCH} examples for UNet and text encoder ({minutes['unet']:.0f} minutes), "
-        f"{DECODER_STEPS} steps of {VAE_BATCH} pictures for the decoder alone ({minutes['decoder']:.0f} minutes), on a "
-        f"{'GPU' if torch.cuda.is_available() else 'CPU core'} ({platform.machine()}, torch {torch.__version__}; the "
-        f"bundled one shared its core with other work), of {PICTURES} pictures that were drawn and encoded once.",
+        f"* Made by `{cards.command(NAME, steps, STEPS, seed)}`: {VAE_STEPS} steps of {VAE_BATCH} pictures for the "
+        f"autoencoder ({minutes['vae']} minutes), {steps} steps of {BATCH} examples for UNet and text encoder "
+        f"({minutes['unet']} minutes), {DECODER_STEPS} steps of {VAE_BATCH} pictures for the decoder alone "
+        f"({minutes['decoder']} minutes), on a {cards.machine('; the bundled one shared its core with other work')}, "
+        f"of {PICTURES} pictures that were drawn and encoded once.",
         f"* {HISTORY}",
         f"* {REACH}",
         '* Prompts: "a blue strawberry", "blue strawberry", "a picture of a blue strawberry", "a drawing of ...". The '
@@ -473,22 +462,13 @@ def card(steps: int, seed: int, losses: list[dict[str, Any]], measured: dict[str
     for stage, title in (("vae", "autoencoder"), ("unet", "UNet"), ("decoder", "decoder alone")):
         marks = [row for row in curves[stage] if row["step"] in {20, 100} or row["step"] % 300 == 0]
         marks += [row for row in curves[stage][-1:] if row not in marks]
-        lines += [
-            f"| {title}, step | " + " | ".join(str(row["step"]) for row in marks) + " |",
-            "|---|" + "---|" * len(marks),
-            "| loss | " + " | ".join(f"{row['loss']:.3f}" for row in marks) + " |", "",
-        ]  # fmt: skip
+        lines += cards.curve(marks, f"{title}, step")
     lines += [
         "## Measured on pictures that training did not draw", "",
         f"`vlmsteer train {NAME}` measures this at its end (95 % intervals, bootstrap clustered by object). dB: peak "
         "signal-to-noise ratio inside the mask against the true picture, mean over pictures; telea is OpenCV's. "
         "Recolor: pictures whose mean color inside the body is nearest (OKLab) to the asked color's center, and the "
         'same for scenes "really drawn so". Held-out objects are recolored to what training never showed.', "",
-        "| task | value | interval | n |", "|---|---|---|---|",
+        "| task | value | interval | n |", "|---|---|---|---|", *cards.rates(measured),
     ]  # fmt: skip
-    for task, value in measured.items():
-        scale, unit = (1, "dB") if task.endswith(", dB") else (100, "%")
-        low, high = (float("nan") if bound is None else scale * bound for bound in value["interval"])
-        name = task.removesuffix(", dB")
-        lines.append(f"| {name} | {scale * value['rate']:.1f} {unit} | {low:.1f} to {high:.1f} | {value['n']} |")
     return "\n".join(lines) + "\n"

@@ -6,16 +6,12 @@ processes, from seeds that depend only on the step, so a resumed run sees what a
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +19,7 @@ from transformers import AutoProcessor
 
 from vlmsteer.training.mix import sample
 from vlmsteer.training.packing import IGNORED, Tokens, chat, collate, pack
+from vlmsteer.training.progress import Log, adam, rate, restore, save
 from vlmsteer.training.questions import Exchange
 from vlmsteer.training.start import Start
 
@@ -112,11 +109,6 @@ def pixels(images: list[Image.Image], image_processor) -> dict[str, torch.Tensor
     return {name: made[name] for name in IMAGES if name in made}
 
 
-def rate(step: int, steps: int, peak: float, warmup: int = 150, decay: float = 0.2) -> float:
-    """Learning rate at a step: linear warm-up, constant, linear decay to zero."""
-    return peak * min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps))
-
-
 def train(
     plan: Plan,
     folder: Path,
@@ -141,21 +133,12 @@ def train(
     torch.manual_seed(seed)
     model, processor = plan.build(seed)
     model.to(device).train()
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        lr=plan.peak_rate,
-        betas=(0.9, 0.98),
-    )
+    optimizer = adam(model, plan.peak_rate)
     folder.mkdir(parents=True, exist_ok=True)
     first = 0
     if (folder / "state.pt").exists():
         processor = AutoProcessor.from_pretrained(folder / "processor", local_files_only=True)
-        state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first = restore(folder, model, optimizer, device)
     else:
         if plan.start:
             plan.start.copy_to(model, processor)
@@ -171,7 +154,7 @@ def train(
         prefetch_factor=8 if workers else None,
         worker_init_fn=_one_thread,
     )
-    recent, started = [], time.perf_counter()
+    log = Log(folder, report)
     for step, parts in enumerate(loader, start=first):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, plan.peak_rate)
@@ -183,18 +166,9 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        recent.append(loss)
-        if (step + 1) % 20 == 0:
-            mean = float(np.mean(recent))
-            seconds = (time.perf_counter() - started) / len(recent)
-            with (folder / "losses.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": step + 1, "loss": round(mean, 4), "seconds": round(seconds, 3)}) + "\n")
-            report(step + 1, mean, seconds)
-            recent, started = [], time.perf_counter()
+        log(step + 1, loss)
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, folder / "state.part")
-            os.replace(folder / "state.part", folder / "state.pt")
+            save(folder, model, optimizer, step + 1)
     return model.eval(), processor
 
 

@@ -14,7 +14,6 @@ import math
 import os
 import random
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.statistics import rate as measured_rate
 from vlmsteer.training import cards, questions
 from vlmsteer.training.clip_captions import Caption, Group, group
-from vlmsteer.training.loop import rate
+from vlmsteer.training.progress import Log, adam, rate, restore, save
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE
 from vlmsteer_counterfacts.clip import Scorer, load_scorer
 from vlmsteer_counterfacts.draw import Scene
@@ -184,24 +183,14 @@ def train(
     tokenizer = HFTokenizer(str(folder / "tokenizer"), context_length=CONTEXT)
     model, _ = build(tokenizer.tokenizer, seed)
     model.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.05},
-            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=PEAK_RATE,
-        betas=(0.9, 0.98),
-    )
-    first = 0
-    if (folder / "state.pt").exists():
-        state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    optimizer = adam(model, PEAK_RATE)
+    first = restore(folder, model, optimizer, device) if (folder / "state.pt").exists() else 0
     drawn = [group(random.Random(f"{seed}/group/{number}")) for number in range(groups)]
     pictures = draw(drawn, folder / f"pictures-{seed}-{groups}.bytes", seed, report)
     batches, contrast = Batches(drawn, batch, seed), ClipLoss()
-    recent, started = [], time.perf_counter()
+    log = Log(
+        folder, lambda step, loss, seconds: report(f"step {step} of {steps}, loss {loss:.3f}, {seconds:.2f} s a step")
+    )
     for step in range(first, steps):
         numbers, mirrored, texts = batches(step)
         shown = pixels(pictures[numbers], mirrored, random.Random(f"{seed}/shift/{step}"), model.visual)
@@ -214,17 +203,9 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        recent.append(loss.item())
-        if (step + 1) % 20 == 0:
-            mean, seconds = float(np.mean(recent)), (time.perf_counter() - started) / len(recent)
-            with (folder / "losses.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": step + 1, "loss": round(mean, 4), "seconds": round(seconds, 3)}) + "\n")
-            report(f"step {step + 1} of {steps}, loss {mean:.3f}, {seconds:.2f} s a step")
-            recent, started = [], time.perf_counter()
+        log(step + 1, loss.item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, folder / "state.part")
-            os.replace(folder / "state.part", folder / "state.pt")
+            save(folder, model, optimizer, step + 1)
     return model.eval()
 
 

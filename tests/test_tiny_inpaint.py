@@ -27,8 +27,8 @@ from vlmsteer.training.inpaint_examples import (
     object_mask,
 )
 from vlmsteer.training.inpaint_measure import named, psnr
+from vlmsteer.training.inpaint_parts import TOKENS, tokenizer
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, held_out_colors
-from vlmsteer.training.tiny_inpaint import TOKENS
 from vlmsteer_counterfacts.facts import facts
 from vlmsteer_counterfacts.inpaint import BUNDLED, Inpainter, fill
 from vlmsteer_counterfacts.palette import COLORS, shade
@@ -42,7 +42,7 @@ def examples() -> list[Example]:
 
 
 def test_every_word_is_a_token_and_every_prompt_fits() -> None:
-    words = tiny_inpaint.tokenizer()
+    words = tokenizer()
     for name in facts():
         for template in TEMPLATES:
             text = caption(name, "orange", template)
@@ -155,7 +155,7 @@ def test_export_is_in_the_published_layout(undisturbed: Path, tmp_path: Path) ->
     } < files
     assert {f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")} < files
     assert "text_encoder/model.safetensors" in files
-    learned, written = tiny_inpaint.tokenizer(), AutoTokenizer.from_pretrained(out / "tokenizer")
+    learned, written = tokenizer(), AutoTokenizer.from_pretrained(out / "tokenizer")
     for text in ("a blue strawberry", "an orange fire truck", "", "Zebra-9"):
         assert learned(text).input_ids == written(text).input_ids
     loaded = Inpainter.load(out, device="cpu")

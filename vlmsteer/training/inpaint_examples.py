@@ -87,9 +87,6 @@ def strokes(rng: random.Random) -> Image.Image:
     return mask
 
 
-# The untrained parts ------------------------------------------------------------------------------------------------
-
-
 class Case(NamedTuple):
     """One portrait to measure on: its scene, the color to paint it in, and whether training drew it in all colors."""
 

@@ -86,25 +86,3 @@ def _through(inpainter: Inpainter, image: Image.Image) -> Image.Image:
     vae = inpainter.pipeline.vae
     seen = vae.decode(vae.encode(floats(np.array(image)[None]).to(vae.device)).latent_dist.mode()).sample
     return Image.fromarray(((seen[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
-
-
-def sheet(pipeline_folder: Path, n: int = 14, seed: int = 1) -> Image.Image:
-    """A page to look at: original, body hidden, restored, recolored, box hidden, restored, removed; a case a column."""
-    inpainter, cell = Inpainter.load(pipeline_folder), PIXELS + 4
-    page = Image.new("RGB", (n * cell, 7 * cell), "white")
-    for column, case in enumerate(cases(n, seed)):
-        drawn, item = case.scene.render(PIXELS), case.scene.items[0]
-        body, box = grow(drawn.bodies[0], 0), object_mask(drawn, 0, random.Random(column), "box")
-        gray = Image.new("RGB", drawn.image.size, (127, 127, 127))
-        rows = [
-            drawn.image,
-            Image.composite(gray, drawn.image, body),
-            inpainter(drawn.image, body, caption(item.object, item.color)),
-            inpainter(drawn.image, body, caption(item.object, case.color)),
-            Image.composite(gray, drawn.image, box),
-            inpainter(drawn.image, box, caption(item.object, item.color)),
-            inpainter(drawn.image, grow(drawn.masks[0], 2), ""),
-        ]
-        for row, picture in enumerate(rows):
-            page.paste(picture, (column * cell + 2, row * cell + 2))
-    return page

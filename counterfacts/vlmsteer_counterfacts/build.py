@@ -149,7 +149,7 @@ def _make(
     rows = []
     for attribute, index in chunk:
         if attribute:
-            draft = draw_pair(attribute, config.world(), random.Random(f"{config.seed}/{attribute}/{index}"))
+            draft = draw_pair(attribute, config, random.Random(f"{config.seed}/{attribute}/{index}"))
             name = f"{attribute}-{index:06d}-{slug(draft.object)}-{slug(draft.pixel)}"
         else:
             draft = photos.edit(**config.photos[index])

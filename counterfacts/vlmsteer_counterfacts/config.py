@@ -12,22 +12,19 @@ from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer_counterfacts import photos
 from vlmsteer_counterfacts.dataset import ATTRIBUTES
 from vlmsteer_counterfacts.drawn import World
-from vlmsteer_counterfacts.paint import STYLES
-from vlmsteer_counterfacts.palette import COLORS
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
-class Config:
-    """What a set holds.
+class Config(World):
+    """What a set holds, and what may be drawn for it.
 
     Attributes:
         name: of the set.
         counts: attribute -> how many pairs are made (and checked) of the drawn world.
         photos: edits of pictures instead: the keywords of `photos.edit`, one table a pair.
         seed: of everything random.
-        pixels, objects, styles, colors, color_edit: what is drawn, as in `drawn.World`.
         scorer: whose agreement is asked: "tiny-clip", another open_clip model, or "" for nobody's.
     """
 
@@ -35,11 +32,6 @@ class Config:
     counts: dict[str, int] = field(default_factory=dict)
     photos: tuple[dict[str, Any], ...] = ()
     seed: int = 0
-    pixels: int = 256
-    objects: tuple[str, ...] = ()
-    styles: tuple[str, ...] = STYLES
-    colors: tuple[str, ...] = tuple(COLORS)
-    color_edit: str = "recolor"
     scorer: str = "tiny-clip"
 
     def __post_init__(self) -> None:
@@ -53,10 +45,7 @@ class Config:
         for name in ("seed", "pixels"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} is a whole number, not {getattr(self, name)!r}.")
-        self.world()
-
-    def world(self) -> World:
-        return World(self.objects, self.styles, self.colors, self.pixels, self.color_edit)
+        super().__post_init__()
 
     def items(self) -> list[tuple[str, int]]:
         """(attribute, number) of every pair; photos count as one attribute, ""."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmsteer.errors import InputError
+from vlmsteer_counterfacts.build import check
 from vlmsteer_counterfacts.card import counted
-from vlmsteer_counterfacts.checks import check_edit
-from vlmsteer_counterfacts.record import METADATA, REJECTED, Record, load_records, read
+from vlmsteer_counterfacts.record import METADATA, REJECTED, SEEN, load_records, read
 
 
 @dataclass
@@ -34,19 +34,11 @@ def recheck(folder: str | Path, score: Callable[..., Any] | None = None) -> Rech
     found = Rechecked()
     for record in read(folder):
         found.pairs += 1
-        reasons = [check.says for check in _checks(record, score) if not check.ok]
+        checks = check(record, [record.picture(which) for which in SEEN], score)
+        reasons = [one.says for one in checks if not one.ok]
         if reasons:
             found.failed[record.id] = reasons
     return found
-
-
-def _checks(record: Record, score: Callable[..., Any] | None) -> list[Any]:
-    color = record.attribute == "color"
-    return check_edit(
-        record.picture("original"), record.picture("counterfactual"), record.picture("mask"),
-        attribute=record.attribute, target=record.pixel if color else None, previous=record.prior if color else None,
-        score=score, texts=record.texts if score else None,
-    )  # fmt: skip
 
 
 def statistics(folder: str | Path) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from vlmsteer.errors import InputError
 from vlmsteer_counterfacts import photos
 from vlmsteer_counterfacts.card import card
-from vlmsteer_counterfacts.checks import check_edit
+from vlmsteer_counterfacts.checks import Check, check_edit
 from vlmsteer_counterfacts.config import Config
 from vlmsteer_counterfacts.drawn import Draft, draw_pair
 from vlmsteer_counterfacts.record import METADATA, REJECTED, Record, png, replace_file, slug, write, write_lines
@@ -78,18 +80,17 @@ def build(
     return Built(kept, lost, 0)
 
 
-def check(draft: Draft, score: Callable[..., Any] | None) -> list[Any]:
-    """What is checked of one pair; see `checks.check_edit`."""
-    previous, target = draft.colors or (None, None)
+def check(pair: Draft | Record, pictures: Sequence[Image.Image], score: Callable[..., Any] | None) -> list[Check]:
+    """What is checked of one pair, given its original, counterfactual and mask; see `checks.check_edit`."""
+    previous, target = (pair.prior, pair.pixel) if pair.attribute == "color" else (None, None)
     return check_edit(
-        draft.original, draft.counterfactual, draft.mask, attribute=draft.attribute, target=target, previous=previous,
-        score=score, texts=draft.texts if score else None,
-    )  # fmt: skip
+        *pictures, attribute=pair.attribute, target=target, previous=previous, score=score, texts=pair.texts
+    )
 
 
 def record_of(draft: Draft, name: str, score: Callable[..., Any] | None) -> Record:
     """A draft with its checks, as it is kept."""
-    found = check(draft, score)
+    found = check(draft, (draft.original, draft.counterfactual, draft.mask), score)
     return Record(
         id=name, object=draft.object, attribute=draft.attribute, prior=draft.prior, pixel=draft.pixel,
         original=png(draft.original), counterfactual=png(draft.counterfactual), mask=png(draft.mask),

@@ -31,7 +31,7 @@ NO_PRIOR = "none: the original picture shows it so"
 class Draft:
     """A pair that is not checked yet.
 
-    `texts` describe the original and the counterfactual picture; `colors` are the object's in them.
+    `texts` describe the original and the counterfactual picture.
     """
 
     object: str
@@ -44,7 +44,6 @@ class Draft:
     edit: dict[str, Any]
     prior_source: str
     texts: tuple[str, str]
-    colors: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _color(world: World, rng: random.Random, style: str) -> Draft:
     return Draft(
         name, "color", prior, pixel, drawn.image, shown, mask,
         {"kind": world.color_edit, "style": style, "from": prior, "to": pixel}, facts()[name].color_source,
-        (article(f"{prior} {name}"), article(f"{pixel} {name}")), (prior, pixel),
+        (article(f"{prior} {name}"), article(f"{pixel} {name}")),
     )  # fmt: skip
 
 

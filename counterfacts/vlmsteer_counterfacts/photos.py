@@ -127,7 +127,7 @@ def _color(picture: Image.Image, name: str, mask: Image.Image, given: Mapping[st
         shown = _inpainter(given["inpaint"])(picture, mask, prompt, seed=given["seed"])
     return Draft(
         name, "color", prior, given["to"], picture, shown, mask, _said("recolor", given), source,
-        (article(f"{prior} {name}"), prompt), (prior, given["to"]),
+        (article(f"{prior} {name}"), prompt),
     )  # fmt: skip
 
 

@@ -16,12 +16,11 @@ from PIL import Image, ImageChops
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer_counterfacts.draw import Scene, backdrop, group_scene, portrait, size_scene
 from vlmsteer_counterfacts.edits import PATTERNS, texture
-from vlmsteer_counterfacts.facts import fact, facts
+from vlmsteer_counterfacts.facts import SIZE_RATIO, article, fact, facts, size_pairs
 from vlmsteer_counterfacts.paint import STYLES
 from vlmsteer_counterfacts.palette import COLORS
 from vlmsteer_counterfacts.recolor import recolor
 
-SIZE_RATIO = 2.5  # objects of a size pair differ at least this much in reality
 RELATIONS = {"horizontal": ("left", "right"), "vertical": ("above", "below")}
 WORDS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 NO_PRIOR = "none: the original picture shows it so"
@@ -90,14 +89,6 @@ def draw_pair(attribute: str, world: World, rng: random.Random) -> Draft:
     return makers[attribute](world, rng, rng.choice(list(world.styles)))
 
 
-def article(words: str) -> str:
-    """The words with "a" or "an"; nothing before a plural."""
-    first = words.split()[-1]
-    if first in ("jeans", "grapes"):
-        return words
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
 def _color(world: World, rng: random.Random, style: str) -> Draft:
     name = rng.choice(world.names)
     prior = facts()[name].color
@@ -120,7 +111,7 @@ def _color(world: World, rng: random.Random, style: str) -> Draft:
 
 def _size(world: World, rng: random.Random, style: str) -> Draft:
     table = facts()
-    options = [(a, b) for a in world.names for b in world.names if table[a].size_m >= SIZE_RATIO * table[b].size_m]
+    options = size_pairs(world.names)
     if not options:
         raise InputError(f"No two of the objects differ {SIZE_RATIO} times in size.")
     larger, smaller = rng.choice(options)

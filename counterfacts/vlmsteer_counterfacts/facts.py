@@ -6,7 +6,9 @@ package.
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,8 @@ from vlmsteer.errors import InputError, did_you_mean
 
 PACKAGED = Path(__file__).parent / "data" / "objects.jsonl"
 CHECKOUT = Path(__file__).parents[2] / "datasets" / "objects.jsonl"
+PLURAL_ONLY = frozenset({"jeans", "grapes"})
+SIZE_RATIO = 2.5  # objects whose sizes are compared differ at least this much in reality
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,16 @@ def fact(name: str) -> Fact:
     if name not in facts():
         raise InputError(f"No drawn object is called {name!r}{did_you_mean(name, facts())}.")
     return facts()[name]
+
+
+def size_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """All (larger, smaller) of the objects that differ clearly in size."""
+    table = facts()
+    return [(a, b) for a, b in itertools.permutations(names, 2) if table[a].size_m >= SIZE_RATIO * table[b].size_m]
+
+
+def article(noun: str) -> str:
+    """'a' or 'an' with the noun; nothing before a noun that is only plural."""
+    if noun.split()[-1] in PLURAL_ONLY:
+        return noun
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

@@ -15,8 +15,8 @@ from PIL import Image
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer.images import open_image
 from vlmsteer_counterfacts import edits, inpaint, masks
-from vlmsteer_counterfacts.drawn import NO_PRIOR, WORDS, Draft, article
-from vlmsteer_counterfacts.facts import facts
+from vlmsteer_counterfacts.drawn import NO_PRIOR, WORDS, Draft
+from vlmsteer_counterfacts.facts import article, facts
 from vlmsteer_counterfacts.palette import COLORS
 from vlmsteer_counterfacts.recolor import recolor
 

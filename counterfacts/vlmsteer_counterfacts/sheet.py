@@ -14,14 +14,13 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from vlmsteer.errors import InputError
 from vlmsteer_counterfacts import palette
 from vlmsteer_counterfacts.draw import Item, Picture, Scene, group_scene, size_scene
-from vlmsteer_counterfacts.facts import Fact, facts
+from vlmsteer_counterfacts.facts import Fact, facts, size_pairs
 from vlmsteer_counterfacts.paint import STYLES, Pose
 
 PAPER, INK, FAINT, RULE, TILE = (255, 255, 255), (28, 31, 36), (104, 111, 121), (214, 218, 224), (212, 218, 226)
 MARKS = ((214, 39, 40), (23, 103, 189), (24, 132, 60), (122, 50, 173), (196, 92, 0), (0, 122, 135))
 MARGIN, GAP = 48, 28
 SHOWN = len(STYLES) - 1  # thumbnails in a column: the styles that the large picture does not show, and as many colors
-SIZE_RATIO = 2.5  # objects of a size scene differ at least this much in reality
 
 
 def contact_sheet(columns: int = 4, pixels: int = 216) -> Image.Image:
@@ -183,16 +182,11 @@ def _group(count: int, rng: random.Random) -> tuple[Scene, str]:
 
 def _size(usual: bool, rng: random.Random) -> tuple[Scene, str]:
     table = facts()
-    pairs = [pair for pair in itertools.permutations(table, 2) if _ratio(*pair) >= SIZE_RATIO]
-    larger, smaller = rng.choice(pairs)
+    larger, smaller = rng.choice(size_pairs(table))
     if not usual:
         larger, smaller = smaller, larger
     scene = size_scene((larger, table[larger].color), (smaller, table[smaller].color), rng, rng.choice(STYLES))
     return scene, f"{larger} drawn larger than {smaller}: {'as usual' if usual else 'counterfactual'}"
-
-
-def _ratio(larger: str, smaller: str) -> float:
-    return facts()[larger].size_m / facts()[smaller].size_m
 
 
 def _outlined(scene: Scene, picture: Picture, text: int) -> Image.Image:

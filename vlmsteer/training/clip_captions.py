@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmsteer.training import questions
-from vlmsteer.training.mix import SIZE_RATIO
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, TRAIN_OBJECTS, TRAIN_STYLES, train_colors
 from vlmsteer_counterfacts.draw import Scene, group_scene, portrait, size_scene
-from vlmsteer_counterfacts.facts import facts
+from vlmsteer_counterfacts.facts import SIZE_RATIO, article, facts
 from vlmsteer_counterfacts.palette import COLORS
 
 KINDS = {"color": 7, "name": 14, "presence": 4, "relation": 6, "size": 4, "binding": 4}  # weights of groups
@@ -74,7 +73,7 @@ def _noun(name: str, color: str | None, count: int = 1) -> str:
     adjective = f"{color} " if color else ""
     if count > 1:
         return f"{NUMBERS[count]} {adjective}{facts()[name].plural}"
-    return questions.article(adjective + name)
+    return article(adjective + name)
 
 
 def relations(first: Any, second: Any) -> list[str]:

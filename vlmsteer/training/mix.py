@@ -17,7 +17,7 @@ from vlmsteer.training import questions
 from vlmsteer.training.questions import Exchange
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, TRAIN_OBJECTS, TRAIN_STYLES, train_colors
 from vlmsteer_counterfacts.draw import Scene, group_scene, portrait, size_scene
-from vlmsteer_counterfacts.facts import facts
+from vlmsteer_counterfacts.facts import SIZE_RATIO, facts
 
 USUAL_COLOR = 0.5  # share of drawn objects in their usual color
 USUAL_SIZE = 0.5  # share of size scenes with the usually larger object drawn larger
@@ -30,7 +30,6 @@ ALIKE_FROM, ALIKE = 1000, 0.45  # from this step on, this share of them shows ob
 SCENES_FROM = 4500  # from this step on scenes are more, and much is asked about each
 COLORS_FROM = 6000  # from this step on single objects are more again, and less often in their usual color:
 LATE_SHARE, LATE_USUAL_COLOR = 0.4, 0.35  # the share of such samples, and of usual colors in them
-SIZE_RATIO = 2.5  # a size question needs objects that differ at least this much in reality
 
 
 @dataclass(frozen=True)

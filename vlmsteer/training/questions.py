@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from vlmsteer.training.splits import HELD_OUT_OBJECTS
 from vlmsteer_counterfacts.draw import Item
-from vlmsteer_counterfacts.facts import Fact, facts
+from vlmsteer_counterfacts.facts import PLURAL_ONLY, Fact, article, facts
 
-PLURAL_ONLY = frozenset({"jeans", "grapes"})
 ONE_WORD = "Answer with one word."
 OPTION = "Answer with the correct option."
 
@@ -83,13 +82,6 @@ CAPTION = (
     "What is in this image?",
 )
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def article(noun: str) -> str:
-    """'a' or 'an' with the noun; nothing before a noun that is only plural."""
-    if noun.split()[-1] in PLURAL_ONLY:
-        return noun
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def phrase(template: str, fact: Fact, **words: str) -> str:

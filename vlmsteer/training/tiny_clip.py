@@ -25,13 +25,13 @@ from PIL import Image
 
 from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.statistics import rate as measured_rate
-from vlmsteer.training import cards, questions
+from vlmsteer.training import cards
 from vlmsteer.training.clip_captions import Caption, Group, group
 from vlmsteer.training.progress import Log, adam, rate, restore, save
 from vlmsteer.training.splits import HELD_OUT_OBJECTS, HELD_OUT_STYLE
 from vlmsteer_counterfacts.clip import Scorer, load_scorer
 from vlmsteer_counterfacts.draw import Scene
-from vlmsteer_counterfacts.facts import facts
+from vlmsteer_counterfacts.facts import article, facts
 from vlmsteer_counterfacts.palette import COLORS
 
 NAME = "tiny-clip"
@@ -234,9 +234,7 @@ def evaluate(scorer: Scorer, n: int = PAIRS, report: Callable[[str], None] = pri
             report(f"color, {words}, {size} px")
             pairs = drawn_pairs("color", split, n, 1, size, style)  # pyright: ignore[reportArgumentType]
             shown = [pair.object for pair in pairs]
-            texts = {
-                (name, color): questions.article(f"{color} {name}") for name in dict.fromkeys(shown) for color in COLORS
-            }
+            texts = {(name, color): article(f"{color} {name}") for name in dict.fromkeys(shown) for color in COLORS}
             column = {key: number for number, key in enumerate(texts)}
             for kind in ("original", "counterfactual"):
                 scores = scorer([pair.image(kind) for pair in pairs], list(texts.values()))

@@ -111,7 +111,7 @@ def test_missing_and_strange_tensors(saved: Any) -> None:
     path, header, tensors = saved
     for strange in (
         {"0.0": tensors["0.0"]},
-        {**tensors, "0.2": torch.ones(2, 2)},
+        {**tensors, "0.2": torch.ones(2, 2, 2)},
         {**tensors, "0.2": torch.ones(4, dtype=torch.int64)},
         {**tensors, "0.2": torch.full((4,), float("nan"))},
         {**tensors, "0.2": torch.full((4,), float("inf"))},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -152,14 +153,31 @@ def test_closed_forms(operation: str, strength: float) -> None:
     x, v = random(8 * WIDTHS.get(operation, 1), 0)
     if operation == "clamp":
         v[2:5] = float("nan")
+    if operation == "mean_of_others":  # four heads of two numbers; the second is replaced
+        v = torch.tensor([0.0, 0, 4, 4, 0, 0, 0, 0])
     unit = v / v.norm()
     w, b = v.chunk(2)
+    others = (x[..., 0:2] + x[..., 4:6] + x[..., 6:8]) / 3
     wanted = {
         "add": lambda: x + strength * v,
         "add_keep_norm": lambda: (
             normalize(normalize(x, dim=-1) + strength * unit, dim=-1) * x.norm(dim=-1, keepdim=True)
         ),
+        "add_opposed_keep_norm": lambda: (
+            normalize(
+                normalize(x, dim=-1)
+                + strength
+                * (1 + torch.relu(-math.copysign(1, strength) * normalize(x, dim=-1) @ unit))[..., None]
+                * unit,
+                dim=-1,
+            )
+            * x.norm(dim=-1, keepdim=True)
+        ),
         "scale": lambda: x * (1 + strength * v),
+        "rescale": lambda: x * (1 + strength * v).clip(0, 2),
+        "mean_of_others": lambda: torch.cat(
+            [x[..., :2], (1 - strength) * x[..., 2:4] + strength * others, x[..., 4:]], -1
+        ),
         "clamp": lambda: torch.where(v.isnan(), x, (1 - strength) * x + strength * v),
         "affine": lambda: strength * (w * x + b) + (1 - strength) * x,
         "project_out": lambda: x - strength * (x @ unit)[..., None] * unit,
@@ -167,9 +185,9 @@ def test_closed_forms(operation: str, strength: float) -> None:
     }[operation]()
     result = OPERATIONS[operation](x, v, torch.tensor([strength]))
     torch.testing.assert_close(result, wanted, atol=1e-5, rtol=1e-5)
-    if strength == 0 and operation != "add_keep_norm":
+    if strength == 0 and "keep_norm" not in operation:
         assert torch.equal(result, x)
-    if operation in ("add_keep_norm",):
+    if "keep_norm" in operation:
         torch.testing.assert_close(result.norm(dim=-1), x.norm(dim=-1), atol=1e-5, rtol=1e-5)
     if operation == "project_out" and strength == 1:
         assert (result @ unit).abs().max() < 1e-5

@@ -14,18 +14,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import from its own line and from the lines above it
-    {"errors", "registry", "images", "bundled"},
+    {"errors", "registry", "images", "bundled", "running", "samples", "examples"},
+    {"probes", "perceptron", "subspaces"},
     {"sites", "tokens", "operations", "recipe", "vectors"},
     {"actions"},
     {"states"},
     {"hooks"},
     {"adapters", "prompts"},
-    {"session", "branches"},
-    {"selfcheck"},
+    {"session", "branches", "streams", "decoding"},
+    {"selfcheck", "reading", "export"},
     {"loading"},
     {"lens", "methods"},
     {"bench", "report", "training", "demo"},
-    {"cli", "counterfacts_cli", "__main__"},
+    {"cli", "counterfacts_cli", "recipe_cli", "methods_cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 COUNTERFACTS_MAY_IMPORT = {"errors", "images"}

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from vlmsteer.errors import RecipeError, SiteError
-from vlmsteer.operations import OPERATIONS, WIDTHS
-from vlmsteer.recipe import Edit, Recipe
+from vlmsteer.operations import BY_HEAD, OPERATIONS, WIDTHS
+from vlmsteer.recipe import Edit, Gate, Recipe
 from vlmsteer.sites import Site
 from vlmsteer.tokens import EVERY, Selection, check_tower
+from vlmsteer.vectors import Vectors
 
-PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale"})  # computed in the model's dtype; the rest in float32
+# Computed in the model's dtype; the rest in float32.
+PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale", "rescale", "mean_of_others"})
 
 
 class Tap(NamedTuple):
@@ -31,41 +33,101 @@ class Tap(NamedTuple):
 
 
 class Action:
-    """One edit at one site, for one recipe or for a batch whose rows carry different vectors and strengths."""
+    """One edit at one site, for one recipe or for a batch whose rows carry different vectors and strengths.
 
-    def __init__(self, edit: Edit, vectors: Tensor, strengths: Tensor, active: Tensor | None) -> None:
+    `vectors` are (rows, width), or (rows, tokens, width) where each chosen token has its own.
+    """
+
+    def __init__(
+        self,
+        edit: Edit,
+        vectors: Tensor,
+        strengths: Tensor,
+        active: Tensor | None,
+        gates: Sequence[Gate | None] = (),
+    ) -> None:
         self.positions, self.phase, self.operation = edit.positions, edit.phase, edit.operation
-        self.vectors, self.strengths, self.active = vectors, strengths, active
+        self.vectors, self.strengths, self.active, self.gates = vectors, strengths, active, gates
         self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, states: Tensor, selection: Selection | None, group: int, owners: Tensor | None) -> Tensor:
-        """The edited states; `owners` maps rows of this tower's batch to the caller's, None means rows // group."""
+    def __call__(
+        self,
+        states: Tensor,
+        selection: Selection | None,
+        group: int,
+        owners: Tensor | None,
+        acts: Tensor | None = None,
+    ) -> Tensor:
+        """The edited states.
+
+        Args:
+            owners: maps rows of this tower's batch to the caller's, None means rows // group.
+            acts: (rows of the batch,) where the gates let it act; None is everywhere.
+        """
         if selection is None:
             return states
         dtype = states.dtype
         if self.operation not in PLAIN_IN_HALF:
             dtype = torch.promote_types(dtype, torch.float32)
         vectors, strengths = self._on(states.device, dtype)
-        operation = OPERATIONS[self.operation]
-        if selection is EVERY and self.active is None and states.dim() == 3:
-            return operation(states.to(dtype), vectors[:, None], strengths[:, None]).to(states.dtype)
+        operation, each = OPERATIONS[self.operation], self.vectors.dim() == 3
+        if selection is EVERY and self.active is None and acts is None and states.dim() == 3:
+            if each and vectors.shape[1] != states.shape[1]:
+                raise self._count(states.shape[1])
+            aims = vectors if each else vectors[:, None]
+            return operation(states.to(dtype), aims, strengths[:, None]).to(states.dtype)
         rows, columns = selection
         if rows is None or columns is None:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
             columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
+        place = self._places(rows) if each else None
+        keep = None if acts is None else acts.to(rows.device)[rows]
         if self.active is not None:
             caller = rows // group if owners is None else owners.to(rows.device)[rows]
-            keep = self.active.to(rows.device)[caller]
+            active = self.active.to(rows.device)[caller]
+            keep = active if keep is None else keep & active
+        else:
+            caller = torch.zeros_like(rows)
+        if keep is not None:
             rows, columns, caller = rows[keep], columns[keep], caller[keep]
-            vectors, strengths = vectors[caller], strengths[caller]
+            place = place if place is None else place[keep]
+        if self.active is not None or each:
+            strengths = strengths[caller]
+            vectors = vectors[caller] if place is None else vectors[caller, place]
         changed = operation(states[rows, columns].to(dtype), vectors, strengths).to(states.dtype)
         return states.index_put((rows, columns), changed)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Which of its row's chosen tokens each is; they come row by row, in order."""
+        _, counts = rows.unique_consecutive(return_counts=True)
+        if not bool((counts == self.vectors.shape[1]).all()):
+            raise self._count(sorted(set(counts.tolist())))
+        return torch.arange(self.vectors.shape[1], device=rows.device).repeat(len(counts))
+
+    def _count(self, found: int | list[int]) -> SiteError:
+        return SiteError(
+            f"The recipe has vectors of their own for {self.vectors.shape[1]} tokens, but there are {found} here: "
+            "learn it on images of this size, or with one vector for all tokens."
+        )
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = (device, dtype)
         if key not in self._placed:
             self._placed[key] = (self.vectors.to(device, dtype), self.strengths.to(device, dtype))
         return self._placed[key]
+
+
+class Rules(NamedTuple):
+    """A rule of the forward for one recipe (strengths (1,)) or for a batch of rows: see `RULES` of `recipe`."""
+
+    name: str
+    layers: tuple[int, ...]
+    normed: bool
+    strengths: Tensor
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site("text", layer, "block_out") for layer in self.layers]
 
 
 def compile_actions(
@@ -84,24 +146,49 @@ def compile_actions(
     gathered: dict[tuple, dict[int, tuple[Edit, Tensor]]] = {}
     for row, recipe in enumerate(listed):
         for index, edit in enumerate(recipe.edits if recipe else ()):
-            for site in edit.sites:
+            for site in edit.sites if edit.strength or isinstance(edit.vectors, Vectors) else ():
                 vector = _checked(taps, site, edit)
                 if edit.strength != 0:
-                    key = (site, index, edit.operation, edit.positions, edit.phase)
+                    key = (site, index, edit.operation, edit.positions, edit.phase, vector.shape)
                     gathered.setdefault(key, {})[row] = (edit, vector)
     actions: dict[Site, list[Action]] = {}
     for (site, *_), by_row in sorted(gathered.items(), key=lambda entry: entry[0][1]):
         edit, vector = next(iter(by_row.values()))
         if single:
-            action = Action(edit, vector[None], torch.tensor([[float(edit.strength)]]), None)
+            gates = [] if edit.gate is None else [edit.gate]
+            action = Action(edit, vector[None], torch.tensor([[float(edit.strength)]]), None, gates)
         else:
-            vectors = torch.zeros(len(listed), vector.shape[-1])
+            vectors = torch.zeros(len(listed), *vector.shape)
             strengths, active = torch.zeros(len(listed), 1), torch.zeros(len(listed), dtype=torch.bool)
+            gates: list[Gate | None] = [None] * len(listed)
             for row, (edit, vector) in by_row.items():
                 vectors[row], strengths[row], active[row] = vector, float(edit.strength), True
-            action = Action(edit, vectors, strengths, active)
+                gates[row] = edit.gate
+            action = Action(edit, vectors, strengths, active, gates if any(gates) else ())
         actions.setdefault(site, []).append(action)
     return actions, None if single else len(listed)
+
+
+def compile_rules(recipes: Recipe | Sequence[Recipe | None] | None, layers: int) -> list[Rules]:
+    """The rules that are part of a forward, for one recipe or for one a row.
+
+    Raises:
+        RecipeError: if a rule reads a layer that the text tower does not have.
+    """
+    single = recipes is None or isinstance(recipes, Recipe)
+    listed: Sequence[Recipe | None] = [recipes] if single else recipes  # pyright: ignore[reportAssignmentType]
+    found: dict[tuple[str, tuple[int, ...], bool], Tensor] = {}
+    for row, recipe in enumerate(listed):
+        for rule in recipe.rules if recipe else ():
+            if rule.name != "self_logits" or rule.strength == 0:
+                continue
+            read = tuple(rule.settings["layers"])
+            if not read or not all(isinstance(layer, int) and 0 <= layer < layers for layer in read):
+                raise RecipeError(f"The rule {rule.name} reads layers {list(read)}; this model has 0 to {layers - 1}.")
+            key = (rule.name, read, bool(rule.settings.get("normed", False)))
+            strengths = found.setdefault(key, torch.zeros(len(listed)))
+            strengths[row] = rule.settings["share"] * rule.strength
+    return [Rules(name, read, normed, strengths) for (name, read, normed), strengths in found.items()]
 
 
 def _checked(taps: Mapping[Site, Tap], site: Site, edit: Edit) -> Tensor:
@@ -110,9 +197,23 @@ def _checked(taps: Mapping[Site, Tap], site: Site, edit: Edit) -> Tensor:
         have = f"layers {layers[0]} to {layers[-1]} there" if layers else "no such point"
         raise SiteError(f"The recipe edits {site}, but this model has {have}.")
     check_tower(site.tower, edit.positions)
+    if not isinstance(edit.vectors, Vectors):
+        raise RecipeError(
+            "This recipe makes its vectors from each question: use session.ask, ask_many, logits or score, which have "
+            "it."
+        )
+    if edit.gate is not None:
+        order = list(taps)
+        if edit.gate.site not in taps or (order.index(edit.gate.site) >= order.index(site) and edit.phase != "decode"):
+            raise SiteError(f"The gate reads {edit.gate.site}, which must come before {site} in the network.")
+        if len(edit.gate.direction) != taps[edit.gate.site].width:
+            raise RecipeError(
+                f"The gate's direction has {len(edit.gate.direction)} numbers; {edit.gate.site} has "
+                f"{taps[edit.gate.site].width}."
+            )
     vector, width = edit.vectors.layers[site.layer].float(), taps[site].width * WIDTHS.get(edit.operation, 1)
     heads = taps[site].heads
-    if heads and edit.operation == "scale" and vector.shape[-1] == heads:
+    if heads and edit.operation in BY_HEAD and vector.shape[-1] == heads:
         vector = vector.repeat_interleave(width // heads)
     if vector.shape[-1] != width:
         raise RecipeError(f"The vector for {site} has {vector.shape[-1]} numbers; this model needs {width} there.")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmsteer.actions import Action, Tap
+from vlmsteer.actions import Action, Rules, Tap
 from vlmsteer.errors import SiteError
 from vlmsteer.sites import Site
 from vlmsteer.states import States
@@ -45,12 +45,16 @@ class Prompt(NamedTuple):
         return Prompt(self.columns, question, image, self.start)
 
 
+LOGITS = Site("text", 0, "logits")  # what the unembedding gives; no site that users edit or read
+
+
 @dataclass
 class Run:
     """What is active on one model inside one `with` block.
 
     `rows` is how many rows have recipes of their own, None if one recipe is for all. `owners` says which of them the
     rows of the text tower's batch are, where only some are left; (rows, branches) where a row has a token of each.
+    `decided` is what gates have decided at the prompt, `passing` what rules need of the forward under way.
     """
 
     actions: Mapping[Site, list[Action]] = field(default_factory=dict)
@@ -58,10 +62,19 @@ class Run:
     states: States | None = None
     prompt: Prompt | None = None
     owners: Tensor | None = None
+    rules: list[Rules] = field(default_factory=list)
+    decided: dict[Action, Tensor] = field(default_factory=dict)
+    passing: dict[Site, Tensor] = field(default_factory=dict)
 
-    @property
-    def sites(self) -> set[Site]:
-        return set(self.actions) | set(self.states.sites if self.states else ())
+    def __post_init__(self) -> None:
+        self.gated: dict[Site, list[Action]] = {}
+        for action in (action for actions in self.actions.values() for action in actions):
+            for site in dict.fromkeys(gate.site for gate in action.gates if gate is not None):
+                self.gated.setdefault(site, []).append(action)
+        read = {site for rule in self.rules for site in rule.sites}
+        self.sites = {*self.actions, *self.gated, *read, *(self.states.sites if self.states else ())}
+        if self.rules:
+            self.sites.add(LOGITS)
 
 
 @dataclass(eq=False)
@@ -87,7 +100,9 @@ class Instrument:
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[Site, Tap], family: Any, image_token: int | None) -> None:
-        self.model, self.taps, self.family, self.image_token = model, taps, family, image_token
+        self.model, self.family, self.image_token = model, family, image_token
+        self._norm, self._unembedding = family.ending(model)
+        self.taps = {**taps, LOGITS: Tap(self._unembedding, "out", 0)}
         # Reentrant: the garbage collector may close an abandoned stream while this thread holds the lock.
         self._lock = threading.RLock()
         self._users: Counter[Site] = Counter()
@@ -140,6 +155,15 @@ class Instrument:
             block.open = False
             _active.set(tuple(other for other in _active.get() if other.open))
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nothing acts and nothing is read in forwards made in this block, whatever is open around it."""
+        token = _active.set(())
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
     @property
     def busy(self) -> bool:
         """True inside a read or apply block of this model."""
@@ -177,6 +201,10 @@ class Instrument:
         runs = self._runs()
         if not any(site in run.sites for run in runs):  # the hook may be another thread's, added in mid-forward
             return states
+        if site is LOGITS:
+            for run in runs:
+                states = self._ruled(states, run)
+            return states
         if _branches(runs) and site.tower == "text":
             rows = states.flatten(0, 1)[:, None]
             worked = self._work(site, rows, runs, None)
@@ -211,7 +239,12 @@ class Instrument:
                 if action.active is not None and run.owners is None:  # with owners, no row lacks a token
                     rows = action.active.repeat_interleave(group)
                 selection = self._select(site, states, lengths, action.positions, action.phase, rows)
-                states = action(states, selection, group, owners)
+                acts = self._let(run, action, len(states)) if action.gates and selection is not None else None
+                states = action(states, selection, group, owners, acts)
+            for action in run.gated.get(site, ()):
+                self._decide(site, states, run, action)
+            if site.point == "block_out" and any(site in rule.sites for rule in run.rules):
+                run.passing[site] = states
         for run in runs:
             if run.states is not None and site in run.states._parts:
                 selection = self._select(site, states, lengths, run.states.positions, run.states.phase)
@@ -219,6 +252,64 @@ class Instrument:
                 new_prompt = site.tower != "text" or frame is None or frame.start == 0
                 states = run.states.record(site, states, selection, new_prompt)
         return states
+
+    def _decide(self, site: Site, states: Tensor, run: Run, action: Action) -> None:
+        """Let the gates of an action that read here decide, if this forward brings the end of the prompt."""
+        whole = next(gate for gate in action.gates if gate is not None and gate.site == site).positions == "all"
+        ended = self._select(site, states, None, "last", "prefill")
+        if ended is None:
+            return
+        group, owners = self._ownership(site, states, run)
+        numbers = self._numbers(run, len(states))
+        decided = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool, device=states.device)
+        selection = self._select(site, states, None, "all", "prefill") if whole else ended
+        assert selection is not None
+        rows, columns = selection
+        if rows is None or columns is None:
+            read = states.float().mean(1)
+        else:
+            read = torch.zeros(len(states), states.shape[-1], device=states.device)
+            read.index_add_(0, rows, states[rows, columns].float())
+            read /= torch.bincount(rows, minlength=len(states)).clamp(min=1)[:, None]
+        if action.active is None:
+            (gate,) = action.gates
+            decided[numbers] = gate.decide(read) if gate is not None else True
+        else:
+            callers = torch.arange(len(states), device=states.device) // group if owners is None else owners
+            for row, caller in enumerate(callers.tolist()):
+                gate = action.gates[caller]
+                decided[numbers[row]] = bool(gate.decide(read[row : row + 1])) if gate is not None else True
+        run.decided[action] = decided
+
+    def _let(self, run: Run, action: Action, batch: int) -> Tensor:
+        if action not in run.decided:
+            raise SiteError("A gate has not decided: its site comes later in this forward, or the prompt was split.")
+        return run.decided[action][self._numbers(run, batch)]
+
+    def _numbers(self, run: Run, batch: int) -> Tensor:
+        """Which row of the prompt's batch each row of the text tower's batch is."""
+        return torch.arange(batch) if run.owners is None else run.owners.flatten().cpu()
+
+    def _ruled(self, logits: Tensor, run: Run) -> Tensor:
+        """The logits (rows, columns, vocabulary) as the forward's rules have them."""
+        shape = logits.shape
+        for rule in run.rules:
+            shares = rule.strengths.to(logits.device, logits.dtype)
+            if len(shares) > 1 or run.rows is not None:
+                group = 1 if run.owners is not None else shape[0] // len(shares)
+                numbers = torch.arange(shape[0]) // group if run.owners is None else run.owners.cpu()
+                shares = shares[numbers.to(shares.device)]
+                shares = shares[..., None] if shares.dim() == 2 else shares[:, None, None]
+            said = torch.zeros_like(logits)
+            with self.alone():
+                for site in rule.sites:
+                    states = run.passing[site].reshape(shape[0], -1, run.passing[site].shape[-1])[:, -shape[1] :]
+                    states = states.to(logits.device)
+                    states = self._norm(states) if rule.normed else states
+                    said = said + self._unembedding(states * self.family.logit_scale(self.model.config))
+            logits = torch.lerp(logits, said / len(rule.sites), shares)
+        run.passing.clear()
+        return logits
 
     def _select(
         self,

@@ -24,9 +24,30 @@ def add_keep_norm(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
     return turned * x.norm(dim=-1, keepdim=True)
 
 
+def add_opposed_keep_norm(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """As `add_keep_norm`, stronger where x points against the push: s (1 + max(0, cos(x, -s v))) (VISTA)."""
+    against = -(normalize(x, dim=-1) * normalize(vector, dim=-1) * strength.sign()).sum(-1, keepdim=True)
+    return add_keep_norm(x, vector, strength * (1 + against.clamp(min=0)))
+
+
 def scale(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
     """x (1 + s v): v is the relative change of each dimension (head rescaling, AurA)."""
     return x * (1 + strength * vector)
+
+
+def rescale(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """x times 1 + s v, the factor kept within 0 and 2 (V-SEAM)."""
+    return x * (1 + strength * vector).clamp(0, 2)
+
+
+def mean_of_others(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """Heads become the mean of the other heads: the vector is the number of heads where one is replaced, else 0."""
+    heads = int(vector.max())
+    if heads < 2:
+        return x
+    blocks = x.unflatten(-1, (heads, -1))
+    others = (blocks.sum(-2, keepdim=True) - blocks) / (heads - 1)
+    return torch.where(vector > 0, torch.lerp(x, others.flatten(-2), strength), x)
 
 
 def clamp(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
@@ -54,11 +75,18 @@ def replace(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
 OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "add": add,
     "add_keep_norm": add_keep_norm,
+    "add_opposed_keep_norm": add_opposed_keep_norm,
     "scale": scale,
+    "rescale": rescale,
+    "mean_of_others": mean_of_others,
     "clamp": clamp,
     "affine": affine,
     "project_out": project_out,
     "replace": replace,
 }
+DIRECTED = frozenset(
+    {"add", "add_keep_norm", "add_opposed_keep_norm", "project_out", "replace"}
+)  # vectors have a length
 NAN_ALLOWED = frozenset({"clamp"})
+BY_HEAD = frozenset({"scale", "rescale", "mean_of_others"})  # at heads, one number a head is enough
 WIDTHS = {"affine": 2}  # vectors of these operations are that many times as wide as the site

@@ -49,7 +49,8 @@ class Row(NamedTuple):
     """One prompt without padding.
 
     `ids`, `question` (which are the question's) and `positions` are (tokens,), the last perhaps (tokens, axes);
-    `prefix` is how many tokens come up to the image's end; `asked` is the question as other towers take it.
+    `prefix` is how many tokens come up to the image's end; `asked` is the question as other towers take it; `answer`
+    are the tokens of an answer that is given, not generated.
     """
 
     ids: Tensor
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     positions: Tensor
     prefix: int
     asked: dict[str, Tensor]
+    answer: Tensor
 
 
 @dataclass
@@ -92,17 +94,35 @@ class Encoded:
         )
 
     def whole(self, device: torch.device) -> Layout:
-        """Left-padded prompts with an image for each row that has one."""
+        """Left-padded prompts with an image for each row that has one; given answers follow, padded on the right."""
         layout = self._padded(0, device)
         shown = [row for row, owner in enumerate(self.owners) if owner >= 0]
         layout.inputs.update(_one_after_the_other([self.images[self.owners[row]] for row in shown], device))
         layout.inputs.update(_side_by_side([self.rows[row].asked for row in shown], device))
         if self.start is None:
-            return layout
+            return self._answered(layout)
         prompt = {"encoder_ids": layout.inputs.pop("input_ids"), "encoder_mask": layout.inputs.pop("attention_mask")}
         start = torch.full((len(self.rows), 1), self.start, device=device)
         inputs = {"input_ids": start, "attention_mask": torch.ones_like(start), **prompt, **layout.inputs}
-        return Layout(inputs, torch.zeros_like(start), layout.prompt._replace(start=1))
+        return self._answered(Layout(inputs, torch.zeros_like(start), layout.prompt._replace(start=1)))
+
+    def _answered(self, layout: Layout) -> Layout:
+        """The layout with each row's given answer after its prompt."""
+        answers = [row.answer for row in self.rows]
+        if not max(map(len, answers)):
+            return layout
+        device, positions = layout.positions.device, layout.positions
+        ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.padding).to(device)
+        lengths = torch.tensor([len(answer) for answer in answers], device=device)
+        steps = torch.arange(1, ids.shape[1] + 1, device=device)
+        given = (steps <= lengths[:, None]).long()
+        further = positions[:, -1:] + steps.view(1, -1, *[1] * (positions.dim() - 2))
+        inputs = {
+            **layout.inputs,
+            "input_ids": torch.cat([layout.inputs["input_ids"], ids], 1),
+            "attention_mask": torch.cat([layout.inputs["attention_mask"], given], 1),
+        }
+        return Layout(inputs, torch.cat([positions, further], 1), layout.prompt)
 
     def split(self, device: torch.device) -> tuple[Layout, Layout]:
         """The shared prefix, one row an image, and the rest of each row padded between the two."""
@@ -168,14 +188,23 @@ class Encoder:
             self.start = config.text_config.decoder_start_token_id
         self._tails: dict[bool, str] = {}
 
-    def encode(self, images: Sequence[Image.Image | str | None], questions: Sequence[str]) -> Encoded:
+    def encode(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+    ) -> Encoded:
         """Encode one batch; an image object given several times is kept once.
+
+        `answers` follow their prompts as if the model had generated them.
 
         Raises:
             InputError: if a question is empty, holds the image placeholder, or is too long; if an image cannot be read.
         """
         if len(images) != len(questions) or not len(questions):
             raise InputError(f"There are {len(images)} images and {len(questions)} questions; give one for one.")
+        if answers is not None and len(answers) != len(questions):
+            raise InputError(f"There are {len(answers)} answers and {len(questions)} questions; give one for one.")
         opened, owners = _unique(images)
         texts = [self._prompt(question, owner >= 0) for question, owner in zip(questions, owners, strict=True)]
         read: list[dict[str, Tensor]] = [{} for _ in opened]
@@ -199,6 +228,15 @@ class Encoder:
                 ids, offsets = torch.as_tensor(tokens["input_ids"][i]), tokens["offset_mapping"][i]
                 rows[row] = self._row(ids, offsets, texts[row], questions[row], image, aside)
         ordered = [rows[row] for row in range(len(questions))]
+        if answers is not None:
+            for row, answer in enumerate(answers):
+                tokens, _ = self.answer_tokens(answer, owners[row] >= 0)
+                if self.limit and len(ordered[row].ids) + len(tokens) > self.limit:
+                    raise InputError(
+                        f"Prompt and answer have {len(ordered[row].ids) + len(tokens)} tokens; this model takes "
+                        f"{self.limit}. Shorten one."
+                    )
+                ordered[row] = ordered[row]._replace(answer=tokens)
         return Encoded(ordered, read, owners, self.tokenizer.pad_token_id, self.image_token, self.start)
 
     def _images(self, batch: dict[str, Any], count: int) -> list[dict[str, Tensor]]:
@@ -208,6 +246,24 @@ class Encoder:
             patches = torch.as_tensor(batch["pixel_values"]).split(grids.prod(-1).tolist())
             return [{"pixel_values": patches[i], "image_grid_thw": grids[i : i + 1]} for i in range(count)]
         return [{name: torch.as_tensor(values[i])[None] for name, values in batch.items()} for i in range(count)]
+
+    def answer_tokens(self, answer: str, image: bool = True) -> tuple[Tensor, list[tuple[int, int]]]:
+        """An answer as the model would generate it: token ids (tokens,) and where each lies in the text.
+
+        Raises:
+            InputError: if the answer is empty.
+        """
+        if not isinstance(answer, str) or not answer.strip():
+            raise InputError("The answer is empty: write what the model is to be taken to have said.")
+        if self.start is not None:
+            read = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+            return torch.tensor(read.input_ids), list(read.offset_mapping)
+        before = self._tail(image).lstrip() or "?"  # what a token looks like depends on what comes before it
+        before += "" if before[-1].isspace() else " "
+        read = self.tokenizer(before + answer, add_special_tokens=False, return_offsets_mapping=True)
+        kept = [i for i, (_, stop) in enumerate(read.offset_mapping) if stop > len(before)]
+        places = [tuple(max(0, place - len(before)) for place in read.offset_mapping[i]) for i in kept]
+        return torch.tensor([read.input_ids[i] for i in kept]), places  # pyright: ignore[reportReturnType]
 
     def decode(self, tokens: Tensor) -> str:
         """The text of generated tokens."""
@@ -257,7 +313,8 @@ class Encoder:
             column >= prefix and first < last and first < end and last > start
             for column, (first, last) in enumerate(offsets)
         ]
-        return Row(ids, torch.tensor(inside), self.family.positions(self.config, ids, image), prefix, asked)
+        positions = self.family.positions(self.config, ids, image)
+        return Row(ids, torch.tensor(inside), positions, prefix, asked, ids.new_empty(0))
 
 
 def _unique(images: Sequence[Image.Image | str | None]) -> tuple[list[Image.Image], list[int]]:

@@ -11,15 +11,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmsteer import branches
-from vlmsteer.actions import compile_actions
-from vlmsteer.adapters.family import Family, find
+from vlmsteer import branches, decoding
+from vlmsteer.actions import compile_actions, compile_rules
+from vlmsteer.adapters.family import Family
 from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
 from vlmsteer.hooks import Instrument, Prompt, Run
 from vlmsteer.images import open_image
@@ -27,21 +27,11 @@ from vlmsteer.prompts import Encoded, Encoder, Layout
 from vlmsteer.recipe import Recipe
 from vlmsteer.sites import Site, expand
 from vlmsteer.states import States
+from vlmsteer.streams import Prefilled, Stream, greedy
 from vlmsteer.tokens import PHASES, Positions, check_positions
+from vlmsteer.vectors import PerQuestion
 
 Recipes = Recipe | Sequence[Recipe | None] | None
-
-
-class Prefilled(NamedTuple):
-    """A prompt that has been read: its last token's logits (rows, vocabulary), the cache, the mask over its columns.
-
-    `position` (rows, 1) or (rows, 1, axes) is the last token's.
-    """
-
-    logits: Tensor
-    cache: Any
-    mask: Tensor
-    position: Tensor
 
 
 class Session:
@@ -170,7 +160,38 @@ class Session:
             ):
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
         actions, rows = compile_actions(self.taps, recipes)
-        return Run(actions, rows, prompt=prompt)
+        return Run(actions, rows, prompt=prompt, rules=compile_rules(recipes, self.layers()))
+
+    def settle(self, recipes: Recipes, images: Sequence[Image.Image | str | None], questions: Sequence[str]) -> Recipes:
+        """The recipes with the vectors that some make from each question, and then one for each row."""
+        listed = [recipes] * len(questions) if recipes is None or isinstance(recipes, Recipe) else list(recipes)
+        rows = [row for row, recipe in enumerate(listed) if recipe is not None and recipe.per_question]
+        if not rows:
+            return recipes
+        self.check(recipes)
+        edits = [edit for row in rows for edit in listed[row].edits if isinstance(edit.vectors, PerQuestion)]  # pyright: ignore[reportOptionalMemberAccess]
+        sites = sorted({
+            Site(edit.vectors.tower, layer, edit.vectors.read_point)  # pyright: ignore[reportAttributeAccessIssue]
+            for edit in edits for layer in edit.vectors.layers
+        })  # fmt: skip
+        asked = [questions[row] for row in rows]
+        read = []
+        with self.instrument.alone():
+            for shown in ([images[row] for row in rows], [None] * len(rows)):
+                with self.read(sites) as states:
+                    self.run(shown, asked)
+                read.append({site: states[site] for site in sites})
+        for i, row in enumerate(rows):
+            settled = []
+            for edit in listed[row].edits:  # pyright: ignore[reportOptionalMemberAccess]
+                own = edit.vectors
+                if isinstance(own, PerQuestion):
+                    places = {layer: Site(own.tower, layer, own.read_point) for layer in own.layers}
+                    found = {at: (read[0][site][i] - read[1][site][i]).float().cpu() for at, site in places.items()}
+                    edit = replace(edit, vectors=own.of(found))
+                settled.append(edit)
+            listed[row] = replace(listed[row], edits=tuple(settled))  # pyright: ignore[reportArgumentType]
+        return listed
 
     def ask(
         self,
@@ -187,25 +208,41 @@ class Session:
         """
         if not generation:
             return self.ask_many([image], [question], recipe, max_new_tokens)[0]
-        encoded = self.encoder.encode([image], [question])
-        layout = encoded.whole(self.device)
-        run = self._run(recipe, layout.prompt, encoded.owners)
-        with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad(), self._turn:
-            tokens = self.family.generate(self.model, layout.inputs, max_new_tokens=max_new_tokens, **generation)
+        with decoding.processors(self, image, question, recipe) as processors:
+            if processors:
+                generation["logits_processor"] = [*processors, *(generation.get("logits_processor") or ())]
+            settled = self.settle(recipe, [image], [question])
+            encoded = self.encoder.encode([image], [question])
+            layout = encoded.whole(self.device)
+            run = self._run(settled, layout.prompt, encoded.owners)
+            with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad(), self._turn:
+                tokens = self.family.generate(self.model, layout.inputs, max_new_tokens=max_new_tokens, **generation)
         return self.encoder.decode(tokens[0, layout.positions.shape[1] :])
 
     def stream(
         self, image: Image.Image | str | None, question: str, recipe: Recipe | None = None, max_new_tokens: int = 48
     ) -> Iterator[str]:
         """The answer so far, after each token. Closing the generator stops the model; nothing is left behind."""
-        encoded = self.encoder.encode([image], [question])
-        layout = encoded.whole(self.device)
-        run = self._run(recipe, layout.prompt, encoded.owners)
+        if recipe is not None and recipe.decoding:
+            yield from map(self.encoder.decode, decoding.stream(self, image, question, recipe, max_new_tokens))
+            return
         written: list[int] = []
-        with self.instrument.installed(run.sites):
-            for tokens in self._steps(self._prefill(layout, run), run, max_new_tokens):
+        with self.opened([image], [question], recipe) as stream:
+            for tokens in greedy(stream, max_new_tokens):
                 written.append(int(tokens[0]))
                 yield self.encoder.decode(torch.tensor(written))
+
+    @contextmanager
+    def opened(
+        self, images: Sequence[Image.Image | str | None], questions: Sequence[str], recipes: Recipes = None
+    ) -> Iterator[Stream]:
+        """Prompts read as one batch, for a decoding loop of the caller's; rules of decoding do not act in it."""
+        encoded = self.encoder.encode(images, questions)
+        recipes = self.settle(recipes, images, questions)
+        run = self._run(recipes, owners=encoded.owners)
+        with self.instrument.installed(run.sites):
+            prefilled, run = self._read_prompt(encoded, recipes, run)
+            yield Stream(self, prefilled, run)
 
     def ask_many(
         self,
@@ -223,12 +260,13 @@ class Session:
         answers: list[str] = []
         for first in range(0, len(questions), batch_size):
             rows = slice(first, first + batch_size)
-            encoded = self.encoder.encode(images[rows], questions[rows])
             part = recipes if recipes is None or isinstance(recipes, Recipe) else recipes[rows]
-            run = self._run(part, owners=encoded.owners)
-            with self.instrument.installed(run.sites):
-                prefilled, run = self._read_prompt(encoded, part, run)
-                answers += self._finish(prefilled, run, max_new_tokens)
+            listed = [part] if part is None or isinstance(part, Recipe) else part
+            if any(recipe is not None and recipe.decoding for recipe in listed):
+                answers += decoding.answers(self, images[rows], questions[rows], part, max_new_tokens)
+                continue
+            with self.opened(images[rows], questions[rows], part) as stream:
+                answers += self._decode(torch.stack(list(greedy(stream, max_new_tokens)), 1))
         return answers
 
     def ask_grid(
@@ -272,12 +310,60 @@ class Session:
         recipes: Recipes = None,
         grad: bool = False,
     ) -> Tensor:
-        """(rows, vocabulary) next-token logits after each prompt, as one batch."""
-        encoded = self.encoder.encode(images, questions)
+        """(rows, vocabulary) next-token logits after each prompt, as one batch; a rule that contrasts acts on them."""
+        plain = self.run(images, questions, recipes=recipes, grad=grad)[:, -1]
+        return decoding.logits(self, plain, images, questions, recipes)
+
+    def run(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        recipes: Recipes = None,
+        keep: int = 1,
+        grad: bool = False,
+    ) -> Tensor:
+        """One forward over the prompts, as one batch, for what a `read` block collects or for its last logits.
+
+        Args:
+            answers: what follows each prompt, as if the model had generated it.
+            keep: how many of the last columns logits are wanted of; shorter answers are padded on the right.
+
+        Returns:
+            (rows, keep, vocabulary).
+        """
+        encoded = self.encoder.encode(images, questions, answers)
+        return self._run_whole(encoded, self.settle(recipes, images, questions), keep, grad)
+
+    def _run_whole(self, encoded: Encoded, recipes: Recipes, keep: int, grad: bool = False) -> Tensor:
         layout = encoded.whole(self.device)
+        layout.inputs["logits_to_keep"] = keep  # pyright: ignore[reportArgumentType]
         run = self._run(recipes, layout.prompt, encoded.owners)
         with self.instrument.installed(run.sites):
-            return self._prefill(layout, run, grad=grad, cache=False).logits
+            outputs = self.forward(layout, run, None, grad, use_cache=False)
+        return outputs.logits[:, -keep:].to(self.device)
+
+    def score(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        recipes: Recipes = None,
+        batch_size: int = 16,
+    ) -> list[Tensor]:
+        """For each row the log-probabilities (tokens,) of its answer's tokens, each given those before it."""
+        scores: list[Tensor] = []
+        for first in range(0, len(questions), batch_size):
+            rows = slice(first, first + batch_size)
+            encoded = self.encoder.encode(images[rows], questions[rows], answers[rows])
+            part = recipes if recipes is None or isinstance(recipes, Recipe) else recipes[rows]
+            part = self.settle(part, images[rows], questions[rows])
+            longest = max(len(row.answer) for row in encoded.rows)
+            logits = self._run_whole(encoded, part, longest + 1).float().log_softmax(-1)
+            for row, known in zip(encoded.rows, logits, strict=True):
+                count = len(row.answer)
+                scores.append(known[:count].gather(1, row.answer.to(known.device)[:, None])[:, 0])
+        return scores
 
     def forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
         """One forward of the model with what `run` does; its hooks must be installed."""
@@ -338,35 +424,8 @@ class Session:
         with self.instrument.installed(run.sites):
             return self._finish(self._prefill(last, run, cache), run, limit)
 
-    def _steps(self, prefilled: Prefilled, run: Run, limit: int) -> Iterator[Tensor]:
-        """Greedy tokens (rows,), step by step; finished rows give padding, and leave the batch when they are half."""
-        if limit < 1:
-            raise InputError(f"An answer has at least one token; max_new_tokens is {limit}.")
-        logits, cache, mask, position = prefilled
-        padding = self.tokenizer.pad_token_id
-        finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        left = torch.arange(len(logits), device=logits.device)  # the rows that the batch still has
-        for step in range(limit):
-            tokens = logits.argmax(-1).masked_fill(finished[left], padding)
-            written = tokens.new_full(finished.shape, padding)
-            written[left] = tokens
-            yield written
-            finished[left] |= torch.isin(tokens, self.ends.to(tokens.device))
-            if step + 1 == limit or bool(finished.all()):
-                return
-            going = (~finished[left]).nonzero().flatten()
-            if 2 * len(going) <= len(left) and not self.instrument.busy:
-                left, tokens, mask, position = left[going], tokens[going], mask[going], position[going]
-                cache.batch_select_indices(going)
-                run = replace(run, owners=left)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            inputs = {"input_ids": tokens[:, None], "attention_mask": mask}
-            position = position + 1
-            outputs = self.forward(Layout(inputs, position, run.prompt), run, cache)  # pyright: ignore[reportArgumentType]
-            logits, cache = outputs.logits[:, -1].to(self.device), outputs.past_key_values
-
     def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
-        return self._decode(torch.stack(list(self._steps(prefilled, run, limit)), 1))
+        return self._decode(torch.stack(list(greedy(Stream(self, prefilled, run), limit)), 1))
 
     def _decode(self, tokens: Tensor) -> list[str]:
         return [self.encoder.decode(row) for row in tokens]
@@ -387,8 +446,8 @@ class Session:
 
     def unembed(self, states: Tensor) -> Tensor:
         """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once."""
-        norm, head = find(self.model, self.family.final_norm), find(self.model, self.family.unembedding)
-        with self._turn:
+        norm, head = self.family.ending(self.model)
+        with self._turn, self.instrument.alone():
             normed = norm(beside(norm, states)) * self.family.logit_scale(self.model.config)
             return head(beside(head, normed))
 

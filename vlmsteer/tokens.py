@@ -115,7 +115,7 @@ class Frame:
                 for row in (~mask.any(1)).nonzero().flatten().tolist():
                     missing.setdefault(row, f"Row {row} of the batch has no token at positions {positions!r}.")
         if phase != "prefill" and positions in ("last", "generated", "all"):
-            mask[:, prompt:] = True
+            mask[:, prompt:] = True if self.valid is None else self.valid[:, prompt:]
         if mask.all():
             return EVERY
         rows, columns = mask.nonzero(as_tuple=True)

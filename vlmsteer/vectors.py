@@ -27,7 +27,7 @@ from vlmsteer.sites import Site
 
 @dataclass(frozen=True)
 class Vectors:
-    """A (width,) float32 vector for each layer.
+    """A float32 vector (width,) for each layer, or (tokens, width): one for each chosen token, in order.
 
     Attributes:
         tower, point: where they belong.
@@ -47,9 +47,10 @@ class Vectors:
             raise RecipeError("Steering vectors need at least one layer.")
         for layer, vector in self.layers.items():
             Site.parse(f"{self.tower}.{layer}.{self.point}")
-            if vector.dim() != 1 or not vector.is_floating_point():
+            if vector.dim() not in (1, 2) or not vector.numel() or not vector.is_floating_point():
                 raise RecipeError(
-                    f"The vector of layer {layer} must be a row of numbers, not {tuple(vector.shape)} {vector.dtype}."
+                    f"The vector of layer {layer} must be a row of numbers, or one for each token, not "
+                    f"{tuple(vector.shape)} {vector.dtype}."
                 )
 
     def select(self, layers: Iterable[int]) -> Vectors:
@@ -71,16 +72,36 @@ class Vectors:
     def cosines(self, other: Vectors) -> dict[int, float]:
         """The cosine between the two vectors of each layer that both have."""
         both = [layer for layer in self.layers if layer in other.layers]
-        return {layer: float(torch.cosine_similarity(self.layers[layer], other.layers[layer], dim=0)) for layer in both}
+        pairs = {layer: (self.layers[layer].flatten(), other.layers[layer].flatten()) for layer in both}
+        return {layer: float(torch.cosine_similarity(one, two, dim=0)) for layer, (one, two) in pairs.items()}
 
     def random_like(self, seed: int) -> Vectors:
-        """Random directions of the same length in every layer: the control for "any push this large would do"."""
+        """Random directions of the same length in every layer: the control for "any push this large would do".
+
+        Where a vector is zero (heads that were not chosen), so is the random one.
+        """
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for layer, vector in self.layers.items():
-            direction = torch.randn(vector.shape, generator=generator)
-            layers[layer] = direction * (vector.norm() / direction.norm())
+            if not vector.any():
+                layers[layer] = vector
+                continue
+            direction = torch.randn(vector.shape, generator=generator) * (vector != 0)
+            layers[layer] = direction * (vector.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True))
         return replace(self, layers=layers, about={**self.about, "control": f"random direction, seed {seed}"})
+
+    def shuffled(self, seed: int, halves: int = 1) -> Vectors:
+        """The same numbers at other dimensions: the control where they are factors or values and no direction.
+
+        Args:
+            halves: 2 where a vector is two halves that belong together dimension by dimension.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for layer, vector in self.layers.items():
+            order = torch.randperm(vector.shape[-1] // halves, generator=generator)
+            layers[layer] = torch.cat([part[..., order] for part in vector.chunk(halves, dim=-1)], -1)
+        return replace(self, layers=layers, about={**self.about, "control": f"shuffled dimensions, seed {seed}"})
 
     def __add__(self, other: Vectors) -> Vectors:
         if (self.tower, self.point, set(self.layers)) != (other.tower, other.point, set(other.layers)):
@@ -97,6 +118,63 @@ class Vectors:
 
     def __sub__(self, other: Vectors) -> Vectors:
         return self + -other
+
+
+@dataclass(frozen=True)
+class PerQuestion:
+    """Vectors that are made anew for each question: what the image adds to the state of the prompt's last token.
+
+    They stand in an edit where `Vectors` stand. The question is read once with the image and once without, and the
+    difference at `read_point` is the vector of each layer (VISTA, Li et al., ICML 2025).
+
+    Attributes:
+        tower, point, layers: where they are used.
+        read_point: where they are read.
+        factor: what they are multiplied with.
+        seed: if given, random directions of the same lengths: the control.
+    """
+
+    tower: str
+    point: str
+    layers: tuple[int, ...]
+    read_point: str = "block_out"
+    factor: float = 1.0
+    seed: int | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise RecipeError("Steering vectors need at least one layer.")
+        for layer in self.layers:
+            Site.parse(f"{self.tower}.{layer}.{self.point}")
+        Site.parse(f"{self.tower}.0.{self.read_point}")
+
+    def spec(self) -> dict[str, Any]:
+        """What a file holds of them, as JSON values."""
+        return {"read_point": self.read_point, "factor": self.factor, "seed": self.seed}
+
+    def norms(self) -> dict[int, float]:
+        """None are known before a question is asked."""
+        return {}
+
+    def random_like(self, seed: int) -> PerQuestion:
+        """Random directions of the same lengths as each question's own."""
+        return replace(self, seed=seed)
+
+    def __mul__(self, factor: float) -> PerQuestion:
+        return replace(self, factor=self.factor * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> PerQuestion:
+        return self * -1.0
+
+    def of(self, states: Mapping[int, Tensor]) -> Vectors:
+        """The vectors of one question from its differences (width,) by layer."""
+        found = Vectors(self.tower, self.point, {layer: self.factor * states[layer] for layer in self.layers})
+        return found if self.seed is None else found.random_like(self.seed)
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -245,6 +245,10 @@ class Family:
             taps[Site("projector", 0, "neuron")] = Tap(last, "in", getattr(last, "in_features", hidden))
         return {**taps, Site("projector", 0, "block_out"): Tap(projector, "out", hidden)}
 
+    def ending(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The text tower's final norm and its unembedding."""
+        return find(model, self.final_norm), find(model, self.unembedding)
+
     def live_layers(self, config: Any, tower: str) -> int:
         """How many layers of a tower, from the front, can change the answer."""
         declared = self.towers[tower]

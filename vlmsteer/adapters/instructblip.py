@@ -90,6 +90,10 @@ class Encoded:
         self.cache.batch_select_indices(indices)
         self.states, self.mask = self.states[indices], self.mask[indices]
 
+    def crop(self, length: int) -> None:
+        """Only the first tokens of the answer."""
+        self.cache.crop(length)
+
 
 @dataclass
 class Answered:
@@ -101,8 +105,7 @@ class Answered:
 
 def _call_t5(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, use_cache: bool) -> Answered:
     """The encoder reads the prompt once; then the decoder takes a token a step."""
-    tokens = inputs.pop("input_ids")
-    inputs.pop("attention_mask")
+    tokens, mask, keep = inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs.pop("logits_to_keep", 1)
     if cache is not None:
         outputs = model.language_model(
             encoder_outputs=(cache.states,),
@@ -111,13 +114,15 @@ def _call_t5(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, 
             past_key_values=cache.cache,
             use_cache=use_cache,
         )
-        return Answered(outputs.logits[:, -1:], Encoded(outputs.past_key_values, cache.states, cache.mask))
+        return Answered(outputs.logits[:, -keep:], Encoded(outputs.past_key_values, cache.states, cache.mask))
     prompt = _prompt(inputs)
     arguments = {**prompt, "decoder_input_ids": tokens, "use_cache": use_cache}
+    if tokens.shape[1] > 1:
+        arguments["decoder_attention_mask"] = mask
     outputs = _entry(model, prompt)(**arguments)
     outputs = getattr(outputs, "language_model_outputs", outputs)
     memory = Encoded(outputs.past_key_values, outputs.encoder_last_hidden_state, prompt["attention_mask"])
-    return Answered(outputs.logits[:, -1:], memory if use_cache else None)
+    return Answered(outputs.logits[:, -keep:], memory if use_cache else None)
 
 
 def _prompt(inputs: dict[str, Any]) -> dict[str, Any]:

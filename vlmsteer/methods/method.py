@@ -1,0 +1,43 @@
+"""What every method is to the rest of the project: a name, its paper, what examples it needs, and how it learns.
+
+Whatever a method does inside, it ends in a recipe, so that the command line, the comparison, the benchmarks and the
+page treat all of them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vlmsteer.recipe import Recipe
+
+NEEDS = {
+    "captions": "images with a right and a hallucinated caption",
+    "presence": "images with yes/no questions",
+    "edits": "images with an edited version and a question that tells the two apart",
+    "nothing": "no examples",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name, title, paper: what users read.
+        needs: the kind of examples it learns from (`NEEDS`).
+        learn: makes the recipe from a session and examples; its keyword options all have defaults. Strength 1 of the
+            recipe is the paper's own.
+        strengths: multiples of it that a search tries.
+        notes: how ours differs where a user would be surprised.
+        reconstruction: whether the authors' code is not available, so that details are ours.
+    """
+
+    name: str
+    title: str
+    paper: str
+    needs: str
+    learn: Callable[..., Recipe]
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    notes: str = ""
+    reconstruction: bool = False

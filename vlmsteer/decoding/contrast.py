@@ -95,6 +95,10 @@ class Contrasted:
     def push(self, tokens: Tensor, run: Run | None = None) -> Tensor:
         """As `Stream.push`; `run` is for the stream with the image."""
         self.main.push(tokens, run)
+        return self.follow(tokens)
+
+    def follow(self, tokens: Tensor) -> Tensor:
+        """Let the opponents take in what the stream with the image has taken in."""
         with self.session.instrument.alone():
             for other in self.others:
                 other.push(tokens)

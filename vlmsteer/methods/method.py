@@ -15,6 +15,7 @@ NEEDS = {
     "captions": "images with a right and a hallucinated caption",
     "presence": "images with yes/no questions",
     "edits": "images with an edited version and a question that tells the two apart",
+    "pairs": "counterfactual pictures, each asked about and asked about in general",
     "nothing": "no examples",
 }
 

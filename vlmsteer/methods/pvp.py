@@ -18,12 +18,13 @@ from torch import Tensor
 
 from vlmsteer.errors import InputError
 from vlmsteer.images import open_image
+from vlmsteer.methods.method import Method
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
 from vlmsteer.sites import Site, expand
 from vlmsteer.vectors import Vectors
 
-METHOD, VERSION = "pvp", 1
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def learn(
     for image in images:
         data.update(open_image(image).tobytes())
     about = {
-        "method": METHOD, "version": VERSION, "pairs": len(images), "index_shift": index_shift,
+        "method": "pvp", "version": VERSION, "pairs": len(images), "index_shift": index_shift,
         "prompts": {"this": this[0], "most": most[0]}, "data": data.hexdigest()[:16],
         "stability": [round(float(value), 4) for value in stability],
     }  # fmt: skip
@@ -131,3 +132,27 @@ def _read(
     with session.read(list(sites.values())) as states:
         session.logits(images, questions)
     return torch.stack([states[site].float().cpu() for site in sites.values()], 1)
+
+
+def learn_pairs(
+    session: Session,
+    examples: Sequence[tuple[Image.Image | str, str, str]],
+    *,
+    point: str = "block_out",
+    index_shift: int = 0,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Recipe:
+    """PvP from (counterfactual image, question about this one, question about most); see `learn` for the options."""
+    images, this, most = ([example[i] for example in examples] for i in range(3))
+    return learn(session, images, this, most, point, index_shift, seed=seed).recipe(1.0, layers)  # pyright: ignore[reportArgumentType]
+
+
+METHOD = Method(
+    name="pvp",
+    title="PvP, pixels versus priors",
+    paper="Golovanevsky et al., EMNLP 2025, arXiv 2505.17127",
+    needs="pairs",
+    learn=learn_pairs,
+    notes="`vlmsteer pvp` also chooses layers and strength, and tests what flips; here the color task is learned",
+)

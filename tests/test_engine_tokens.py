@@ -153,10 +153,12 @@ def test_closed_forms(operation: str, strength: float) -> None:
     x, v = random(8 * WIDTHS.get(operation, 1), 0)
     if operation == "clamp":
         v[2:5] = float("nan")
+    if operation == "transport":
+        v[16:24], v[24:] = -2.0, 3.0
     if operation == "mean_of_others":  # four heads of two numbers; the second is replaced
         v = torch.tensor([0.0, 0, 4, 4, 0, 0, 0, 0])
     unit = v / v.norm()
-    w, b = v.chunk(2)
+    w, b, *bounds = v.chunk(WIDTHS.get(operation, 2))
     others = (x[..., 0:2] + x[..., 4:6] + x[..., 6:8]) / 3
     wanted = {
         "add": lambda: x + strength * v,
@@ -180,6 +182,9 @@ def test_closed_forms(operation: str, strength: float) -> None:
         ),
         "clamp": lambda: torch.where(v.isnan(), x, (1 - strength) * x + strength * v),
         "affine": lambda: strength * (w * x + b) + (1 - strength) * x,
+        "transport": lambda: torch.where(
+            (x >= bounds[0]) & (x <= bounds[1]), strength * (w * x + b) + (1 - strength) * x, x
+        ),
         "project_out": lambda: x - strength * (x @ unit)[..., None] * unit,
         "replace": lambda: (1 - strength) * x + strength * v,
     }[operation]()

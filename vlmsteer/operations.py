@@ -61,6 +61,12 @@ def affine(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
     return torch.lerp(x, weight * x + bias, strength)
 
 
+def transport(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """As `affine`, but only between the bounds that are the last two of the vector's four quarters (AcT's support)."""
+    weight, bias, low, high = vector.chunk(4, dim=-1)
+    return torch.where((x >= low) & (x <= high), torch.lerp(x, weight * x + bias, strength), x)
+
+
 def project_out(x: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
     """x without s times its component along v."""
     direction = normalize(vector, dim=-1)
@@ -81,6 +87,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "mean_of_others": mean_of_others,
     "clamp": clamp,
     "affine": affine,
+    "transport": transport,
     "project_out": project_out,
     "replace": replace,
 }
@@ -89,4 +96,4 @@ DIRECTED = frozenset(
 )  # vectors have a length
 NAN_ALLOWED = frozenset({"clamp"})
 BY_HEAD = frozenset({"scale", "rescale", "mean_of_others"})  # at heads, one number a head is enough
-WIDTHS = {"affine": 2}  # vectors of these operations are that many times as wide as the site
+WIDTHS = {"affine": 2, "transport": 4}  # vectors of these operations are that many times as wide as the site

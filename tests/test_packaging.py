@@ -26,6 +26,7 @@ ORDER = (  # a module may import from its own line and from the lines above it
     {"loading"},
     {"lens", "methods"},
     {"bench", "report", "training", "demo"},
+    {"console"},
     {"cli", "counterfacts_cli", "recipe_cli", "methods_cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from vlmsteer import methods_cli
+from vlmsteer.console import (
+    AsJson,
+    Model,
+    Seed,
+    err,
+    layers_in,
+    load,
+    out,
+    placement,
+    print_json,
+    recipe_file,
+    working,
+    writable,
+)
 from vlmsteer.counterfacts_cli import app as counterfacts_app
 from vlmsteer.errors import InputError, VlmsteerError
+from vlmsteer.recipe_cli import app as recipe_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,17 +40,14 @@ world_app = typer.Typer(help="The drawn world that the bundled models were train
 app.add_typer(pvp_app, name="pvp")
 app.add_typer(world_app, name="world")
 app.add_typer(counterfacts_app, name="counterfacts")
-out, err = Console(), Console(stderr=True)
-SMALL = 50_000_000  # parameters; below, a second thread costs more than it brings
-placement: dict[str, Any] = {}  # how `load` is to place a large model, from the options before the command
+app.add_typer(recipe_app, name="recipe")
+for command in (methods_cli.methods, methods_cli.learn, methods_cli.compare):
+    app.command()(command)
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder, or a hub name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Attribute = Annotated[str, typer.Option(help="color or size.")]
 Data = Annotated[str, typer.Option(help="'drawn', a folder in the Visual CounterFact layout, or a hub dataset.")]
 Direction = Annotated[str, typer.Option(help="to_pixels or to_prior.")]
 Point = Annotated[str, typer.Option(help="block_out, as published, or another point such as attn_out.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 def main() -> None:
@@ -51,16 +60,6 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
-
-
-@contextmanager
-def working(text: str) -> Iterator[Any]:
-    """A spinner on a terminal, lines of text elsewhere; yields a function that changes the text."""
-    if err.is_terminal:
-        with err.status(text) as status:
-            yield status.update
-    else:
-        yield lambda new: err.print(new, markup=False, highlight=False)
 
 
 @app.callback()
@@ -82,26 +81,6 @@ def large(
     placement.update({name: value for name, value in given.items() if value is not None})
 
 
-def _load(model: str) -> Any:
-    import torch
-    from transformers.utils import logging
-
-    from vlmsteer.loading import load
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    with working(f"Loading {model}"):
-        session = load(model, **placement)
-    small = sum(weight.numel() for weight in session.model.parameters()) < SMALL
-    if small and session.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    return session
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
 @app.command()
 def demo(
     model: Model = "tiny-llava",
@@ -115,13 +94,13 @@ def demo(
     from vlmsteer.demo import run
     from vlmsteer.report import markdown, write_report
 
-    _writable(folder)
-    session = _load(model)
+    writable(folder)
+    session = load(model)
     with working("Starting") as update:
         result = run(session, n, pairs, seed, update)
     report = write_report(result, folder)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     page = markdown(report).split("## What each layer believes")[0]
     out.print(re.sub(r"!\[.*\n\n", "", page), markup=False, highlight=False, soft_wrap=True)
@@ -153,7 +132,7 @@ def models(as_json: AsJson = False) -> None:
             }
         )  # fmt: skip
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table("model", "family", "patch grid")
     for row in rows:
@@ -182,7 +161,7 @@ def ask(
 
     opened = open_image(image)
     loaded = _recipe(recipe, strength)
-    session = _load(model)
+    session = load(model)
     answer: dict[str, Any] = {
         "question": question,
         "answer": session.ask(opened, question, max_new_tokens=max_new_tokens),
@@ -191,7 +170,7 @@ def ask(
         answer["steered"] = session.ask(opened, question, loaded, max_new_tokens)
         answer["recipe"] = loaded.hash
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     elif loaded is None:
         print(answer["answer"])
     else:
@@ -217,7 +196,7 @@ def lens(
     if (prior is None) != (pixel is None):
         raise InputError("Give both --prior and --pixel, or neither.")
     opened, loaded = open_image(image), _recipe(recipe, 1.0)
-    session = _load(model)
+    session = load(model)
     found = grid(session, opened, question, top, loaded)
     result: dict[str, Any] = {"tokens": found.tokens, "words": found.words}
     if prior is not None and pixel is not None:
@@ -225,7 +204,7 @@ def lens(
         result["prior"], result["pixel"] = line.prior[0].tolist(), line.pixel[0].tolist()
         result["crossing_layer"] = crossing_layer(line.prior[0], line.pixel[0])
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     shown = found.tokens[-tokens:]
     extra = [f"p({prior})", f"p({pixel})"] if "prior" in result else []
@@ -262,19 +241,18 @@ def pvp_learn(
     from vlmsteer.demo import DIRECTIONS, POINTS, VALIDATION, WIDTHS, choose, learn
 
     _one_of(direction, DIRECTIONS, "direction")
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise InputError(f"{str(path)!r} must be a .safetensors file in a folder that exists.")
+    recipe_file(path)
     found = select(data, attribute, "learn", pairs, seed)
-    session = _load(model)
+    session = load(model)
     with working(f"Learning from {len(found)} pairs") as update:
         learned = learn(session, found, point, index_shift)
         if layers is None or strength is None:
             update("Choosing layers and strength")
-            span = None if layers is None else [len(_layers(layers))]
+            span = None if layers is None else [len(layers_in(layers))]
             choice = choose(
                 session, learned, select(data, attribute, "validate", VALIDATION, seed), direction, span or WIDTHS
             )
-        picked = _layers(layers) if layers is not None else choice.layers
+        picked = layers_in(layers) if layers is not None else choice.layers
         power = strength if strength is not None else choice.strength
     recipe = learned.recipe(DIRECTIONS[direction][1] * power, picked, POINTS.get(point, "both"))
     recipe.save(path)
@@ -303,12 +281,12 @@ def pvp_test(
     loaded = _recipe(recipe, 1.0)
     assert loaded is not None
     found = select(data, attribute, "test", n, seed)
-    session = _load(model)
+    session = load(model)
     with working(f"Asking about {len(found)} pairs"):
         arms = {"steered": loaded, "random": controls(loaded, seed)}
         flips = measure(session, found, direction, arms).flips
     if as_json:
-        _print_json({"direction": direction, "attribute": attribute, "recipe": loaded.hash, **flips})
+        print_json({"direction": direction, "attribute": attribute, "recipe": loaded.hash, **flips})
         return
     table = Table("", "flipped", "broken", "n")
     for arm, flip in flips.items():
@@ -332,14 +310,14 @@ def pvp_sweep(
     from vlmsteer.demo import DIRECTIONS, STRENGTHS, VALIDATION, choose, learn
 
     _one_of(direction, DIRECTIONS, "direction")
-    session = _load(model)
+    session = load(model)
     with working("Learning") as update:
         learned = learn(session, select(data, attribute, "learn", pairs, seed), point)
         update("Sweeping")
         choice = choose(session, learned, select(data, attribute, "validate", VALIDATION, seed), direction)
     if as_json:
         rows = [{"first": a, "last": b, "strength": s, "flipped": f} for a, b, s, f in choice.sweep]
-        _print_json({"layers": choice.layers, "strength": choice.strength, "sweep": rows})
+        print_json({"layers": choice.layers, "strength": choice.strength, "sweep": rows})
         return
     table = Table("layers", *(f"{strength:g}" for strength in STRENGTHS), title="flipped to the target, by strength")
     spans = dict.fromkeys((a, b) for a, b, *_ in choice.sweep)
@@ -366,7 +344,7 @@ def train(
     from vlmsteer.training.run import train as run
 
     made = BUILDERS.load(name)
-    _writable(folder)
+    writable(folder)
 
     def report(text: str) -> None:
         err.print(text, markup=False, highlight=False)
@@ -399,29 +377,11 @@ def _recipe(path: Path | None, strength: float) -> Any:
     return None if path is None else Recipe.load(path).scaled(strength)
 
 
-def _layers(text: str) -> list[int]:
-    first, _, last = text.partition("-")
-    if not first.isdigit() or (last and not last.isdigit()) or (last and int(last) < int(first)):
-        raise InputError(f"Layers are written 2 or 14-16, not {text!r}.")
-    return list(range(int(first), int(last or first) + 1))
-
-
 def _one_of(given: str, options: Any, word: str) -> None:
     from vlmsteer.errors import did_you_mean
 
     if given not in options:
         raise InputError(f"There is no {word} {given!r}{did_you_mean(given, options)}")
-
-
-def _writable(folder: Path) -> None:
-    """Find out before the work that its result can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"The folder {str(folder)!r} cannot be written: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

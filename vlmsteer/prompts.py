@@ -259,9 +259,10 @@ class Encoder:
             read = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
             return torch.tensor(read.input_ids), list(read.offset_mapping)
         before = self._tail(image).lstrip() or "?"  # what a token looks like depends on what comes before it
+        shown = len(before)  # the space before the answer may be a token of its own, and is the answer's then
         before += "" if before[-1].isspace() else " "
         read = self.tokenizer(before + answer, add_special_tokens=False, return_offsets_mapping=True)
-        kept = [i for i, (_, stop) in enumerate(read.offset_mapping) if stop > len(before)]
+        kept = [i for i, (_, stop) in enumerate(read.offset_mapping) if stop > shown]
         places = [tuple(max(0, place - len(before)) for place in read.offset_mapping[i]) for i in kept]
         return torch.tensor([read.input_ids[i] for i in kept]), places  # pyright: ignore[reportReturnType]
 

@@ -254,6 +254,22 @@ class Recipe:
         edits = tuple(replace(edit, strength=edit.strength * factor) for edit in self.edits)
         return replace(self, edits=edits, rules=tuple(replace(r, strength=r.strength * factor) for r in self.rules))
 
+    def narrowed(self, layers: Iterable[int], tower: str = "text") -> Recipe:
+        """The same recipe without what it does in other layers of a tower.
+
+        Raises:
+            RecipeError: if nothing would be left.
+        """
+        kept, chosen = set(layers), []
+        for edit in self.edits:
+            if edit.vectors.tower != tower:
+                chosen.append(edit)
+            elif left := [layer for layer in edit.vectors.layers if layer in kept]:
+                chosen.append(replace(edit, vectors=edit.vectors.select(left)))
+        if not chosen and not self.rules:
+            raise RecipeError(f"This recipe has no edit in layers {sorted(kept)} of the {tower} tower.")
+        return replace(self, edits=tuple(chosen))
+
     def for_any_model(self) -> Recipe:
         """The same recipe without its tie to the model it was made on; sites and widths are still checked."""
         return replace(self, model={}, about={**self.about, "made_for": dict(self.model)})

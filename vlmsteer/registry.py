@@ -86,4 +86,11 @@ BUILDERS.add("tiny-clip", "vlmsteer.training.tiny_clip:make")
 BUILDERS.add("tiny-inpaint", "vlmsteer.training.tiny_inpaint:make")
 
 METHODS = Registry("method")
-METHODS.add("pvp", "vlmsteer.methods.pvp:learn")
+for _name, _module in (
+    ("pvp", "pvp"), ("vti", "vti"), ("vista", "vista"), ("iti", "iti"), ("truthprint", "truthprint"),
+    ("comnhallu", "comnhallu"), ("vseam", "vseam"), ("caa", "caa"), ("actadd", "actadd"), ("cast", "cast"),
+    ("act", "act"), ("aura", "aura"), ("repit", "repit"), ("hneurons", "hneurons"), ("persona", "persona"),
+    ("dynamic", "dynamic"), ("fasb", "fasb"), ("vcd", "vcd"), ("pai", "pai"), ("opera", "opera"),
+):  # fmt: skip
+    METHODS.add(_name, f"vlmsteer.methods.{_module}:METHOD")
+METHODS.add("nl_iti", "vlmsteer.methods.iti:NL_ITI")

@@ -159,6 +159,18 @@ class PerQuestion:
         """None are known before a question is asked."""
         return {}
 
+    def select(self, layers: Iterable[int]) -> PerQuestion:
+        """Only the given layers.
+
+        Raises:
+            SiteError: if one is not among them.
+        """
+        chosen = tuple(layers)
+        missing = [layer for layer in chosen if layer not in self.layers]
+        if missing or not chosen:
+            raise SiteError(f"There is no vector for layer {missing}; layers with one: {sorted(self.layers)}.")
+        return replace(self, layers=chosen)
+
     def random_like(self, seed: int) -> PerQuestion:
         """Random directions of the same lengths as each question's own."""
         return replace(self, seed=seed)

@@ -104,11 +104,17 @@ def compare(
 
 @dataclass(frozen=True)
 class Trial:
-    """One strength on validation scenes: every measure, and its change from the baseline."""
+    """One strength (and, of text layers, only some) on validation scenes: every measure, and its change."""
 
     strength: float
     values: dict[str, Rate]
     change: dict[str, Rate]
+    layers: list[int] | None = None
+
+    @property
+    def score(self) -> float:
+        """The change of CHAIR_i plus what recall and accuracy lose beyond what is allowed: the less, the better."""
+        return _or(self.change["chair_i"].rate, 1) + _excess(self)
 
 
 @dataclass(frozen=True)
@@ -161,16 +167,32 @@ def tune(
         raise InputError(f"A strength is not chosen by {measure!r}{did_you_mean(measure, ('chair_i', 'chair_s'))}.")
     if not strengths or not captions:
         raise InputError("Choosing a strength needs at least one strength to try and at least one caption.")
+    settings = [(strength, None) for strength in strengths]
+    return choose(trials(session, recipe, settings, captions, presence, max_new_tokens, vocabulary, progress), measure)
+
+
+def trials(
+    session: Session,
+    recipe: Recipe,
+    settings: Sequence[tuple[float, list[int] | None]],
+    captions: Sequence[Example],
+    presence: Sequence[Example],
+    max_new_tokens: int = CAPTION_TOKENS,
+    vocabulary: Mapping[str, str] | None = None,
+    progress: Progress = lambda text: None,
+) -> list[Trial]:
+    """What a recipe changes at each setting, a multiple of its strength and which text layers are left in it."""
     groups = clusters(captions, presence)
     plain = ask(session, captions, presence, None, max_new_tokens)
     before = score(plain, plain, captions, presence, vocabulary)
-    trials = []
-    for strength in strengths:
+    found = []
+    for strength, layers in settings:
         progress(f"strength {strength:g}: {len(captions)} captions, {len(presence)} yes/no questions")
-        said = ask(session, captions, presence, recipe.scaled(strength), max_new_tokens)
-        after = score(said, plain, captions, presence, vocabulary)
-        trials.append(Trial(strength, _contrasts([after], (1,), groups), _contrasts([before, after], (-1, 1), groups)))
-    return choose(trials, measure)
+        tried = recipe.scaled(strength) if layers is None else recipe.scaled(strength).narrowed(layers)
+        after = score(ask(session, captions, presence, tried, max_new_tokens), plain, captions, presence, vocabulary)
+        values, change = _contrasts([after], (1,), groups), _contrasts([before, after], (-1, 1), groups)
+        found.append(Trial(strength, values, change, layers))
+    return found
 
 
 def choose(trials: Sequence[Trial], measure: str = "chair_i") -> Tuned:

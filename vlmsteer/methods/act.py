@@ -133,5 +133,5 @@ METHOD = Method(
     needs="captions",
     learn=learn,
     strengths=(0.25, 0.5, 1.0),
-    notes="strength runs from 0 to 1; means are over the answer's tokens, as right and wrong answers share the prompt's",
+    notes="strength runs from 0 to 1; means are over the answer's tokens, since the prompt is that of both",
 )

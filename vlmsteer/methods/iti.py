@@ -254,7 +254,8 @@ METHOD = Method(
     paper="Li et al., NeurIPS 2023, arXiv 2306.03341",
     needs="presence",
     learn=learn,
-    strengths=(0.25, 0.5, 1.0, 2.0),
+    strengths=(0.1, 0.25, 1.0),
+    variants=({"needs": "captions"}, {"needs": "captions", "heads": 8}),
     notes="Strength 1 is 15 standard deviations. True and untrue statements are right and wrong answers to a question "
     "about an image, yes/no or captions. As many should be true with yes as with no, else the direction is a liking "
     "for one of them.",

@@ -6,8 +6,9 @@ page treat all of them alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vlmsteer.recipe import Recipe
 
@@ -30,6 +31,7 @@ class Method:
         learn: makes the recipe from a session and examples; its keyword options all have defaults. Strength 1 of the
             recipe is the paper's own.
         strengths: multiples of it that a search tries.
+        variants: other options than the paper's that a search tries too; `needs` among them asks for other examples.
         notes: how ours differs where a user would be surprised.
         reconstruction: whether the authors' code is not available, so that details are ours.
     """
@@ -40,5 +42,6 @@ class Method:
     needs: str
     learn: Callable[..., Recipe]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    variants: tuple[Mapping[str, Any], ...] = ()
     notes: str = ""
     reconstruction: bool = False

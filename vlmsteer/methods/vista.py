@@ -66,6 +66,7 @@ METHOD = Method(
     paper="Li et al., ICML 2025, arXiv 2502.03628",
     needs="nothing",
     learn=learn,
-    strengths=(0.25, 0.5, 1.0, 1.7),
-    notes="one strength does not fit captions and yes/no questions, as its author says; a question costs two more prompts",
+    strengths=(0.5, 1.0, 1.7),
+    variants=({"push": 0.0, "first": 0.75, "last": 1.0, "normed": True}, {"share": 0.0}),
+    notes="one strength does not fit captions and yes/no questions, as its author says; each costs two more prompts",
 )

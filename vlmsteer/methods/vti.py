@@ -232,7 +232,8 @@ METHOD = Method(
     paper="Liu et al., ICLR 2025, arXiv 2410.15778",
     needs="captions",
     learn=learn,
-    strengths=(0.5, 1.0, 2.0),
+    strengths=(1.0, 2.0, 4.0),
+    variants=({"image": 0.0},),
     notes="Directions are the mean differences (mode=mean+pc1 adds the unit principal direction, as the paper's code "
     "does). Visual directions are one for every patch, except in families that take any image size. Vision layers "
     "that the language model never sees are left alone.",

@@ -29,7 +29,9 @@ WRITERS: dict[str, Callable[..., Iterator[list[int]]]] = {
 }
 
 
-def answers(session: Session, images: Sequence[Any], questions: Sequence[str], recipes: Recipes, limit: int) -> list[str]:
+def answers(
+    session: Session, images: Sequence[Any], questions: Sequence[str], recipes: Recipes, limit: int
+) -> list[str]:
     """Answers in order, where at least one recipe has a rule of decoding.
 
     Raises:
@@ -80,7 +82,9 @@ def processors(session: Session, image: Any, question: str, recipe: Recipe | Non
         yield [processor]
 
 
-def logits(session: Session, plain: Tensor, images: Sequence[Any], questions: Sequence[str], recipes: Recipes) -> Tensor:
+def logits(
+    session: Session, plain: Tensor, images: Sequence[Any], questions: Sequence[str], recipes: Recipes
+) -> Tensor:
     """Next-token logits (rows, vocabulary) with the contrasts of the recipes; other rules have no say in them."""
     listed = [recipes] * len(questions) if recipes is None or isinstance(recipes, Recipe) else list(recipes)
     changed = None

@@ -81,8 +81,8 @@ def strengths(steered: Tensor, plain: Tensor, rule: Rule) -> Tensor:
 def divergence(steered: Tensor, plain: Tensor, top_p: float) -> Tensor:
     """(rows,): KL(steered || plain), both renormalized on the union of their sets of likeliest tokens."""
     kept = _likely(steered, top_p) | _likely(plain, top_p)
-    one, other = (logits.float().masked_fill(~kept, -torch.inf).log_softmax(-1) for logits in (steered, plain))
-    return torch.where(kept, one.exp() * (one - other), 0.0).sum(-1)
+    one, other = (logits.double().masked_fill(~kept, -torch.inf).log_softmax(-1) for logits in (steered, plain))
+    return torch.where(kept, one.exp() * (one - other), 0.0).sum(-1).float()
 
 
 def _likely(logits: Tensor, top_p: float) -> Tensor:
@@ -112,7 +112,9 @@ def opened(
     """
     top_p, limit = rule.settings["top_p"], rule.settings["limit"]
     if not 0 < top_p <= 1 or limit <= 0:
-        raise RecipeError(f"Adaptive strength takes top_p from 0 to 1 and a positive limit, not {top_p!r} and {limit!r}.")
+        raise RecipeError(
+            f"Adaptive strength takes top_p from 0 to 1 and a positive limit, not {top_p!r} and {limit!r}."
+        )
     settled = session.settle(recipes, images, questions)
     listed = [settled] * len(questions) if settled is None or isinstance(settled, Recipe) else list(settled)
     if any(edit.gate is not None for recipe in listed if recipe is not None for edit in recipe.edits):

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlmsteer.errors import InputError, RecipeError, did_you_mean
 from vlmsteer.hooks import Run
 from vlmsteer.prompts import Encoded
-from vlmsteer.recipe import Recipe, Rule
+from vlmsteer.recipe import Rule
 from vlmsteer.streams import Stream
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def check(rule: Rule) -> None:
         raise RecipeError(f"Nothing is contrasted against {against!r}{did_you_mean(str(against), AGAINST)}.")
     if not 0 <= step < STEPS or not 0 <= rule.settings.get("plausible", 0.0) < 1:
         raise RecipeError(
-            f"A contrast takes a noise step from 0 to {STEPS - 1} and a share of plausible tokens from 0 to below 1, not "
-            f"{step!r} and {rule.settings.get('plausible')!r}."
+            f"A contrast takes a noise step from 0 to {STEPS - 1} and a share of plausible tokens from 0 to below 1, "
+            f"not {step!r} and {rule.settings.get('plausible')!r}."
         )
 
 
@@ -158,7 +158,7 @@ def opened(
 class Processor:
     """The contrast under transformers' generate: follows sampled rows and beams by the tokens they have written."""
 
-    def __init__(self, session: Session, image: Any, question: str, rules: Sequence[Rule], others: list[Stream]) -> None:
+    def __init__(self, session: Session, rules: Sequence[Rule], others: list[Stream]) -> None:
         self.session, self.rules, self.others = session, rules, others
         self.start: int | None = None
         self.written = torch.zeros(1, 0, dtype=torch.long)
@@ -202,7 +202,7 @@ def processor(session: Session, image: Any, question: str, rules: Sequence[Rule]
     """A logits processor for one question."""
     with ExitStack() as stack:
         others = [stack.enter_context(opponent(session, [image], [question], rule)) for rule in rules]
-        yield Processor(session, image, question, rules, others)
+        yield Processor(session, rules, others)
 
 
 def logits(

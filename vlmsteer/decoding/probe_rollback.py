@@ -1,8 +1,8 @@
 """Going back and steering where probes find the answer untrue: FASB (Cheng et al., NeurIPS 2025, arXiv 2508.17621).
 
 Every so many tokens the mean of K probes of attention heads says how likely what is being written is true. Below a
-threshold these tokens are dropped and written again with the heads pushed towards the truth, the more so the less likely
-it was; this happens once in an answer, and the push stays on to its end.
+threshold these tokens are dropped and written again with the heads pushed towards the truth, the more so the less
+likely it was; this happens once in an answer, and the push stays on to its end.
 """
 
 from __future__ import annotations

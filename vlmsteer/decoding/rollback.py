@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 WHERE = ("any", "starts")
 PICKS = ("lowest", "highest")
+SCOPES = ("sentence", "clause")
 ENDS = (".", "!", "?")
+JOINTS = (",", ";", ":")
+JOINING = ("and", "or")
 
 
 @dataclass
@@ -48,16 +51,18 @@ class Detector:
 
     The rule's tensors are a perceptron's (`vlmsteer.perceptron`), larger scores meaning "true", and `starts`, the
     tokens that may begin an object's name. Its settings are `layer`, `threshold` (the detector fires below it), `where`
-    ("any" token, or "starts"), `pick` ("lowest" or "highest" confidence to go back to), `candidates` (so many of a
-    place are tried, if they have the share `plausible` of the likeliest one's probability) and `max_rollbacks`, which
-    the rule's strength multiplies.
+    ("any" token, or "starts"), `pick` ("lowest" or "highest" confidence to go back to), `scope` (as far back as the
+    "sentence" began, or the "clause", with the comma or word that joins it to the one before), `candidates` (so many of
+    a place are tried, if they have the share `plausible` of the likeliest one's probability) and `max_rollbacks`,
+    which the rule's strength multiplies.
     """
 
     def __init__(self, rule: Rule) -> None:
         settings = rule.settings
-        for name, known in (("where", WHERE), ("pick", PICKS)):
+        for name, known in (("where", WHERE), ("pick", PICKS), ("scope", SCOPES)):
             if settings[name] not in known:
                 raise RecipeError(f"A rollback has no {name} {settings[name]!r}{did_you_mean(settings[name], known)}.")
+        self.clauses = settings["scope"] == "clause"
         self.site, self.threshold = Site("text", int(settings["layer"]), "block_out"), float(settings["threshold"])
         self.perceptron = Perceptron.of(rule.tensors)
         self.starts = set(rule.tensors["starts"].tolist()) if settings["where"] == "starts" else None
@@ -77,7 +82,7 @@ class Detector:
         return place.score < self.threshold and (self.starts is None or token in self.starts)
 
     def target(self, places: Sequence[Place], now: Sequence[int], first: int) -> int | None:
-        """The place from `first` on to go back to, among those with a candidate left; `now` are their present tokens."""
+        """The place from `first` on to go back to, if one has a candidate left; `now` are their present tokens."""
         free = [
             index for index in range(first, len(places))
             if any(token != now[index] and token not in places[index].tried for token in places[index].candidates)
@@ -98,34 +103,36 @@ def write(
     """The tokens so far, after each that is written; some of them may be gone the next time."""
     detector, ends = Detector(rule), set(session.ends.tolist())
     if detector.site not in session.taps:
-        raise RecipeError(f"The detector reads {detector.site}; this model has text layers 0 to {session.layers() - 1}.")
+        raise RecipeError(
+            f"The detector reads {detector.site}; this model has text layers 0 to {session.layers() - 1}."
+        )
     written: list[int] = []
-    starts = [0]  # where sentences begin
+    begun = [0]  # where sentences or clauses begin
     left = detector.rollbacks
     with opened(session, image, question, recipe, contrasts, [detector.site]) as watched:
         places = [detector.place(watched)]
         while True:
             token = places[-1].best()
             if left and detector.fires(places[-1], token):
-                target = detector.target(places, [*written, token], starts[-1])
+                target = detector.target(places, [*written, token], begun[-1])
                 if target is not None:
                     left -= 1
                     places[target].tried.add([*written, token][target])
                     watched.back(len(written) - target)
                     del written[target:], places[target + 1 :]
+                    begun = [index for index in begun if index <= target]
                     continue
             written.append(token)
             yield list(written)
             if token in ends or len(written) == limit:
                 return
-            if _ends_sentence(session.tokenizer.decode([token])):
-                starts.append(len(written))
+            text = session.tokenizer.decode([token]).strip(" ")
+            if text.endswith(ENDS) or "\n" in text:
+                begun.append(len(written))
+            elif detector.clauses and (text.endswith(JOINTS) or text.lower() in JOINING):
+                begun.append(len(written) - 1)  # the choice to go on belongs to what follows
             watched.push(token)
             places.append(detector.place(watched))
-
-
-def _ends_sentence(text: str) -> bool:
-    return text.strip().endswith(ENDS) or "\n" in text
 
 
 def linear(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ does so too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor
 from vlmsteer.errors import InputError
 from vlmsteer.images import open_image
 from vlmsteer.methods.method import Method
+from vlmsteer.reading import batches
 from vlmsteer.recipe import Recipe
+from vlmsteer.running import Mean
 from vlmsteer.session import Session
 from vlmsteer.sites import Site, expand
 from vlmsteer.vectors import Vectors
@@ -66,6 +68,7 @@ def learn(
             last token takes in the question, the difference is the same for every object, before the MLP mixes it with
             the object: where "block_out" falls short, try that.
         index_shift: 0 writes a vector where it was read; -1 reads it one block earlier, as the authors' code does.
+        batch_size: prompts in one forward, two a pair.
         seed: of the shuffled control.
 
     Raises:
@@ -86,19 +89,15 @@ def learn(
     # As many exchanged as not, else what is left of the mean would be blown up to its full length again.
     signs = torch.ones(len(images))
     signs[torch.randperm(len(images), generator=generator)[: len(images) // 2]] = -1.0
-    width = session.taps[sites[0]].width
-    halves, shuffled = torch.zeros(2, len(layers), width, dtype=torch.float64), torch.zeros(len(layers), width)
-    for first in range(0, len(images), batch_size):
-        rows = slice(first, first + batch_size)
-        read = [_read(session, sites, images[rows], questions[rows]) for questions in (this, most)]
-        difference = read[0] - read[1]  # (rows, layers, width)
-        odd = torch.arange(first, first + len(difference)) % 2 == 1
-        halves[0] += difference[~odd].sum(0)
-        halves[1] += difference[odd].sum(0)
-        shuffled += (difference * signs[rows, None, None]).sum(0)
-    mean = (halves.sum(0) / len(images)).float()
-    counts = torch.tensor([(len(images) + 1) // 2, len(images) // 2])
-    stability = torch.cosine_similarity(halves[0] / counts[0], halves[1] / counts[1], dim=-1)
+    halves, exchanged, read = (Mean(), Mean()), Mean(), 0
+    for difference in _differences(session, list(sites.values()), images, this, most, batch_size):
+        numbers = torch.arange(read, read + len(difference))
+        for half in (0, 1):
+            halves[half].update(difference[numbers % 2 == half])
+        exchanged.update(difference * signs[numbers, None, None])
+        read += len(difference)
+    mean, shuffled = (halves[0] + halves[1]).mean.float(), exchanged.mean.float()
+    stability = torch.cosine_similarity(halves[0].mean, halves[1].mean, dim=-1)
     shuffled = shuffled / shuffled.norm(dim=-1, keepdim=True) * mean.norm(dim=-1, keepdim=True)
     data = hashlib.sha256("\n".join([*this, *most]).encode())
     for image in images:
@@ -126,12 +125,20 @@ def _source(layer: int, point: str) -> Site:
     return Site("text", layer, point) if layer >= 0 else Site("text", 0, "block_in")
 
 
-def _read(
-    session: Session, sites: dict[int, Site], images: Sequence[Image.Image | str], questions: Sequence[str]
-) -> Tensor:
-    with session.read(list(sites.values())) as states:
-        session.logits(images, questions)
-    return torch.stack([states[site].float().cpu() for site in sites.values()], 1)
+def _differences(
+    session: Session,
+    sites: Sequence[Site],
+    images: Sequence[Image.Image | str],
+    this: Sequence[str],
+    most: Sequence[str],
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """This minus most, (pairs, sites, width) float32 on the CPU; the two questions about an image share a forward."""
+    both = [image for image in images for _ in range(2)]
+    questions = [question for pair in zip(this, most, strict=True) for question in pair]
+    for _, states in batches(session, sites, both, questions, batch_size=max(2, batch_size // 2 * 2)):
+        asked = torch.stack([states[site].float().cpu() for site in sites], 1).unflatten(0, (-1, 2))
+        yield asked[:, 0] - asked[:, 1]
 
 
 def learn_pairs(

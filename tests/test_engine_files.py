@@ -68,7 +68,7 @@ def test_clamps_keep_their_holes(tmp_path: Path) -> None:
     vector = torch.tensor([1.0, float("nan")])
     steer = Recipe.of(Vectors("text", "neuron", {0: vector}), operation="clamp")
     steer.save(tmp_path / "a.safetensors")
-    assert Recipe.load(tmp_path / "a.safetensors").edits[0].vectors.layers[0].isnan().tolist() == [False, True]
+    assert Recipe.load(tmp_path / "a.safetensors").edits[0].fixed.layers[0].isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

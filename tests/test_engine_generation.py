@@ -77,7 +77,7 @@ def test_prompt_lookup(name: str, session: Any) -> None:
 def test_generated_hits_each_decode_step_and_only_those(session: Any, pictures: Pictures) -> None:
     """What leaves the edited layer differs from what a plain model would pass by exactly the vector, step by step."""
     steer = recipe(session, "text.0.block_out", positions="generated", size=2.0)
-    vector = steer.edits[0].vectors.layers[0]
+    vector = steer.edits[0].fixed.layers[0]
     sites = ["text.0.block_in", "text.0.attn_out", "text.0.mlp_out", "text.0.block_out"]
     with session.read(sites, "all", phase="both") as seen:
         session.ask(pictures[0], QUESTION, steer, STEPS)

@@ -49,7 +49,7 @@ def test_gradients_of_read_states_are_right(llava: Any, pictures: Pictures) -> N
         logits = llava.logits(pictures, QUESTIONS, grad=True)
     (gradient,) = torch.autograd.grad(logits[2, 300], states.rows("text.1.block_out")[2])
     up, down = (llava.logits(pictures, QUESTIONS, steer.scaled(by))[2, 300] for by in (0.01, -0.01))
-    slope = gradient[0] @ steer.edits[0].vectors.layers[1]
+    slope = gradient[0] @ steer.edits[0].fixed.layers[1]
     torch.testing.assert_close(slope, (up - down) / 0.02, atol=1e-2, rtol=1e-2)
 
 
@@ -79,7 +79,7 @@ def test_half_precision_keeps_its_dtype(operation: str, half: Any, pictures: Pic
     for vector_dtype in (torch.float16, torch.float32, torch.float64):
         edits = tuple(
             Edit(
-                Vectors("text", "mlp_out", {n: v.to(vector_dtype) for n, v in edit.vectors.layers.items()}),
+                Vectors("text", "mlp_out", {n: v.to(vector_dtype) for n, v in edit.fixed.layers.items()}),
                 operation,
                 0.5,
                 "all",
@@ -106,7 +106,7 @@ def test_half_precision_patches_exactly(operation: str, half: Any, pictures: Pic
 def test_float64_models_lose_nothing(llava_folder: Path, pictures: Pictures) -> None:
     session = vlmsteer.load(llava_folder, dtype=torch.float64)
     steer = recipe(session, "text.1.block_out", "project_out", 1.0, "all")
-    direction = torch.nn.functional.normalize(steer.edits[0].vectors.layers[1].double(), dim=0)
+    direction = torch.nn.functional.normalize(steer.edits[0].fixed.layers[1].double(), dim=0)
     with session.read("text.1.block_out", "all") as states:
         session.logits(pictures[:1], QUESTIONS[:1], steer)
     assert (states.rows("text.1.block_out")[0] @ direction).abs().max() < 1e-12

@@ -72,7 +72,7 @@ def by_hand(session: Any, picture: Image.Image, question: str, point: str, layer
 @pytest.mark.parametrize("operation", ["add", "replace", "project_out"])
 def test_text_points(point: str, operation: str, session: Any, pictures: Pictures) -> None:
     steer = recipe(session, f"text.1.{point}", operation, 0.7, "all", size=2.0)
-    vector = steer.edits[0].vectors.layers[1]
+    vector = steer.edits[0].fixed.layers[1]
 
     def change(states: Tensor) -> Tensor:
         return OPERATIONS[operation](states, vector, torch.tensor(0.7))
@@ -97,7 +97,7 @@ def test_text_positions(positions: Any, session: Any, pictures: Pictures) -> Non
 
     def change(states: Tensor) -> Tensor:
         states = states.clone()
-        states[:, chosen] += steer.edits[0].vectors.layers[0]
+        states[:, chosen] += steer.edits[0].fixed.layers[0]
         return states
 
     expected = by_hand(session, pictures[1], QUESTIONS[0], "block_out", 0, change)
@@ -114,7 +114,7 @@ def test_vision_and_projector(llava: Any, pictures: Pictures) -> None:
     )
     pixels = llava.encoder.encode(pictures[:1], QUESTIONS[:1]).images[0]["pixel_values"]
     states = tower(pixels, output_hidden_states=True).hidden_states[2][:, 1:]
-    features = projector(states + steer.edits[0].vectors.layers[1])
+    features = projector(states + steer.edits[0].fixed.layers[1])
     expected = features * (1 + steer.edits[1].vectors.layers[0])
     with llava.read("text.0.block_in", "image") as seen:
         llava.logits(pictures[:1], QUESTIONS[:1], steer)

@@ -163,8 +163,9 @@ def test_two_different_things_at_one_site_are_refused():
 
 def test_gates_and_rules_are_refused(tmp_path):
     from vlmsteer.recipe import Gate, Rule
+    from vlmsteer.sites import Site
 
-    gate = Gate("text.0.block_out", torch.ones(WIDTH), 0.1)
+    gate = Gate(Site.parse("text.0.block_out"), torch.ones(WIDTH), 0.1)
     gated = recipe(Edit(vectors(), gate=gate))
     ruled = Recipe((Edit(vectors()),), MODEL, {}, rules=(Rule("self_logits", {}),))
     for steer, word in ((gated, "a gate"), (ruled, "rules")):

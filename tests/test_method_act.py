@@ -67,7 +67,7 @@ def test_the_papers_rule(family: str, sessions: Any, pictures: Pictures) -> None
         weight, bias = torch.tensor(np.array(fits).T, dtype=torch.float32)
         low, high = (torch.tensor(bound, dtype=torch.float32) for bound in (source.min(0), source.max(0)))
         expected = torch.cat([weight, bias, low, high])
-        found = learned.edits[0].vectors.layers[layer]
+        found = learned.edits[0].fixed.layers[layer]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
         low, high = found.chunk(4)[2:]  # a value at a bound lies inside, whatever the last bit of the oracle's says
         maps[module] = lambda x, w=weight, b=bias, lo=low, hi=high: torch.where((x >= lo) & (x <= hi), w * x + b, x)
@@ -153,7 +153,7 @@ def test_strength_zero_changes_no_bit(method: Any, llava: Any, pictures: Picture
 def test_aura_is_the_papers(family: str, sessions: Any, pictures: Pictures) -> None:
     session, chosen = sessions[family], examples(pictures)
     learned = aura.learn(session, chosen)
-    changes: Any = learned.edits[0].vectors.layers
+    changes: Any = learned.edits[0].fixed.layers
     projections: list[Any] = [block.mlp.down_proj for block in blocks(session)]
     largest: dict[str, list[list[Tensor]]] = {"right": [], "wrong": []}
     for one in chosen:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlmsteer.errors import RecipeError, SiteError
 from vlmsteer.operations import BY_HEAD, OPERATIONS, WIDTHS
-from vlmsteer.recipe import Edit, Gate, Recipe
+from vlmsteer.recipe import Edit, Gate, Recipe, finite
 from vlmsteer.sites import Site
 from vlmsteer.tokens import EVERY, Selection, check_tower
 from vlmsteer.vectors import Vectors
@@ -80,7 +80,6 @@ class Action:
         if rows is None or columns is None:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
             columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
-        place = self._places(rows) if each else None
         keep = None if acts is None else acts.to(rows.device)[rows]
         if self.active is not None:
             caller = rows // group if owners is None else owners.to(rows.device)[rows]
@@ -90,7 +89,7 @@ class Action:
             caller = torch.zeros_like(rows)
         if keep is not None:
             rows, columns, caller = rows[keep], columns[keep], caller[keep]
-            place = place if place is None else place[keep]
+        place = self._places(rows) if each else None  # only rows it acts on need that many tokens
         if self.active is not None or each:
             strengths = strengths[caller]
             vectors = vectors[caller] if place is None else vectors[caller, place]
@@ -149,7 +148,8 @@ def compile_actions(
             for site in edit.sites if edit.strength or isinstance(edit.vectors, Vectors) else ():
                 vector = _checked(taps, site, edit)
                 if edit.strength != 0:
-                    key = (site, index, edit.operation, edit.positions, edit.phase, vector.shape)
+                    gate = None if edit.gate is None else (edit.gate.site, edit.gate.positions)
+                    key = (site, index, edit.operation, edit.positions, edit.phase, vector.shape, gate)
                     gathered.setdefault(key, {})[row] = (edit, vector)
     actions: dict[Site, list[Action]] = {}
     for (site, *_), by_row in sorted(gathered.items(), key=lambda entry: entry[0][1]):
@@ -177,18 +177,20 @@ def compile_rules(recipes: Recipe | Sequence[Recipe | None] | None, layers: int)
     """
     single = recipes is None or isinstance(recipes, Recipe)
     listed: Sequence[Recipe | None] = [recipes] if single else recipes  # pyright: ignore[reportAssignmentType]
-    found: dict[tuple[str, tuple[int, ...], bool], Tensor] = {}
+    found: dict[tuple[int, tuple[int, ...], bool], Tensor] = {}
     for row, recipe in enumerate(listed):
-        for rule in recipe.rules if recipe else ():
+        for index, rule in enumerate(recipe.rules if recipe else ()):
             if rule.name != "self_logits" or rule.strength == 0:
                 continue
-            read = tuple(rule.settings["layers"])
-            if not read or not all(isinstance(layer, int) and 0 <= layer < layers for layer in read):
-                raise RecipeError(f"The rule {rule.name} reads layers {list(read)}; this model has 0 to {layers - 1}.")
-            key = (rule.name, read, bool(rule.settings.get("normed", False)))
+            read, share = rule.settings.get("layers"), finite(rule.settings.get("share"))
+            known = isinstance(read, list | tuple) and all(type(n) is int and 0 <= n < layers for n in read)
+            if not known or not read:
+                raise RecipeError(f"The rule {rule.name} reads layers {read!r}; this model has 0 to {layers - 1}.")
+            key = (index, tuple(read), bool(rule.settings.get("normed", False)))
             strengths = found.setdefault(key, torch.zeros(len(listed)))
-            strengths[row] = rule.settings["share"] * rule.strength
-    return [Rules(name, read, normed, strengths) for (name, read, normed), strengths in found.items()]
+            strengths[row] = share * rule.strength
+    ordered = sorted(found.items(), key=lambda entry: entry[0][0])
+    return [Rules("self_logits", read, normed, strengths) for (_, read, normed), strengths in ordered]
 
 
 def _checked(taps: Mapping[Site, Tap], site: Site, edit: Edit) -> Tensor:
@@ -196,13 +198,11 @@ def _checked(taps: Mapping[Site, Tap], site: Site, edit: Edit) -> Tensor:
         layers = sorted(other.layer for other in taps if (other.tower, other.point) == (site.tower, site.point))
         have = f"layers {layers[0]} to {layers[-1]} there" if layers else "no such point"
         raise SiteError(f"The recipe edits {site}, but this model has {have}.")
+    vectors = edit.fixed
     check_tower(site.tower, edit.positions)
-    if not isinstance(edit.vectors, Vectors):
-        raise RecipeError(
-            "This recipe makes its vectors from each question: use session.ask, ask_many, logits or score, which have "
-            "it."
-        )
     if edit.gate is not None:
+        if edit.gate.site.tower not in ("text", "encoder"):
+            raise SiteError(f"A gate reads the prompt's tokens, in the text or encoder tower, not {edit.gate.site}.")
         order = list(taps)
         if edit.gate.site not in taps or (order.index(edit.gate.site) >= order.index(site) and edit.phase != "decode"):
             raise SiteError(f"The gate reads {edit.gate.site}, which must come before {site} in the network.")
@@ -211,10 +211,10 @@ def _checked(taps: Mapping[Site, Tap], site: Site, edit: Edit) -> Tensor:
                 f"The gate's direction has {len(edit.gate.direction)} numbers; {edit.gate.site} has "
                 f"{taps[edit.gate.site].width}."
             )
-    vector, width = edit.vectors.layers[site.layer].float(), taps[site].width * WIDTHS.get(edit.operation, 1)
+    vector, width = vectors.layers[site.layer].float(), taps[site].width * WIDTHS.get(edit.operation, 1)
     heads = taps[site].heads
     if heads and edit.operation in BY_HEAD and vector.shape[-1] == heads:
-        vector = vector.repeat_interleave(width // heads)
+        vector = vector.repeat_interleave(width // heads, dim=-1)
     if vector.shape[-1] != width:
         raise RecipeError(f"The vector for {site} has {vector.shape[-1]} numbers; this model needs {width} there.")
     return vector

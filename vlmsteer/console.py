@@ -88,6 +88,8 @@ def recipe_file(path: Path) -> Path:
     Raises:
         InputError: if it cannot.
     """
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
+    if path.suffix != ".safetensors" or not path.parent.is_dir() or path.is_dir():
         raise InputError(f"{str(path)!r} must be a .safetensors file in a folder that exists.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be written: permission denied.")
     return path

@@ -178,9 +178,9 @@ def priors(
 ) -> None:
     """Ask a model, without a picture, what color an object usually has; offer the five least likely as targets."""
     from vlmsteer.bench.priors import color_prior
-    from vlmsteer.cli import _load
+    from vlmsteer.console import load
 
-    found = color_prior(_load(model), object)
+    found = color_prior(load(model), object)
     if as_json:
         print(json.dumps(asdict(found), indent=1))
         return

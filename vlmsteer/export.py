@@ -48,7 +48,7 @@ def tensors(recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]
             "operation": edit.operation, "strength": left, "positions": edit.spec()["positions"], "phase": edit.phase,
         }  # fmt: skip
         for site in edit.sites:
-            name, vector = str(site), edit.vectors.layers[site.layer].detach().cpu().float() * factor
+            name, vector = str(site), edit.fixed.layers[site.layer].detach().cpu().float() * factor
             if name in named and (edit.operation != "add" or described[name] != about):
                 raise RecipeError(
                     f"The recipe does two things at {name}, and a file of tensors holds one tensor for a site; "
@@ -101,7 +101,7 @@ def to_gguf(recipe: Recipe, path: str | Path, hint: str = "", without_layer_0: b
         _addable(edit)
     layers: dict[int, Tensor] = {}
     for edit in recipe.edits:
-        for layer, vector in edit.vectors.layers.items():
+        for layer, vector in edit.fixed.layers.items():
             layers[layer] = layers.get(layer, torch.zeros(())) + vector.detach().cpu().float() * edit.strength
     if 0 in layers and not without_layer_0:
         raise RecipeError(
@@ -180,7 +180,7 @@ def _only_vectors(recipe: Recipe) -> None:
 
 
 def _addable(edit: Edit) -> None:
-    vectors: Mapping[int, Tensor] = edit.vectors.layers
+    vectors: Mapping[int, Tensor] = edit.fixed.layers
     site = f"{edit.vectors.tower}.*.{edit.vectors.point}"
     if edit.operation != "add" or site != "text.*.block_out":
         raise RecipeError(

@@ -259,6 +259,9 @@ class Instrument:
         ended = self._select(site, states, None, "last", "prefill")
         if ended is None:
             return
+        frame = self._local.frames.get(site.tower)
+        if whole and frame is not None and frame.start:
+            raise SiteError("A gate that reads the mean of the prompt needs it in one forward; this prompt was split.")
         group, owners = self._ownership(site, states, run)
         numbers = self._numbers(run, len(states))
         decided = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool, device=states.device)
@@ -284,7 +287,10 @@ class Instrument:
     def _let(self, run: Run, action: Action, batch: int) -> Tensor:
         if action not in run.decided:
             raise SiteError("A gate has not decided: its site comes later in this forward, or the prompt was split.")
-        return run.decided[action][self._numbers(run, batch)]
+        decided = run.decided[action]
+        if run.owners is None:  # an encoder reads a prompt once, its decoder once a beam
+            return decided.repeat_interleave(batch // len(decided))
+        return decided[self._numbers(run, batch)]
 
     def _numbers(self, run: Run, batch: int) -> Tensor:
         """Which row of the prompt's batch each row of the text tower's batch is."""
@@ -293,7 +299,7 @@ class Instrument:
     def _ruled(self, logits: Tensor, run: Run) -> Tensor:
         """The logits (rows, columns, vocabulary) as the forward's rules have them."""
         shape = logits.shape
-        for rule in run.rules:
+        for rule in run.rules if run.passing else ():  # the unembedding may be called by itself
             shares = rule.strengths.to(logits.device, logits.dtype)
             if len(shares) > 1 or run.rows is not None:
                 group = 1 if run.owners is not None else shape[0] // len(shares)

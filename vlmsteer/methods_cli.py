@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +51,7 @@ def methods(
         print(row["notes"])
     print(f"\n{inspect.cleandoc(chosen[0].learn.__doc__ or '')}\n")
     for option, value in row["options"].items():
-        print(f"--set {option}={value}")
+        print(f"--set {option}={value}" if value is not None else f"--set {option}=2-3,5  (not set)")
 
 
 def learn(
@@ -64,15 +67,16 @@ def learn(
     seed: Seed = 0,
 ) -> None:
     """Learn a method's recipe from examples and save it."""
-    from vlmsteer.bench.fitting import learned
+    from vlmsteer.bench.fitting import material
     from vlmsteer.registry import METHODS
 
     found = METHODS.load(method)
     given = parse(found.learn, options or [])
     recipe_file(path)
+    examples = material(found.needs, data, n, seed)
     session = load(model)
     with working(f"Learning {found.title}"):
-        recipe = learned(session, found, data, n, seed, **given).scaled(1.0 if strength is None else strength)
+        recipe = found.learn(session, examples, **given).scaled(1.0 if strength is None else strength)
     recipe.save(path)
     print(f"{path}: {found.title}, {len(recipe.edits)} edits, {len(recipe.rules)} rules, hash {recipe.hash[:12]}")
 
@@ -92,34 +96,39 @@ def compare(
     """Put recipes side by side on scenes that nothing was learned or chosen on.
 
     A method's name is learned first, and its strength and layers are chosen on validation scenes. A+B is both at
-    once, and its interference is measured.
+    once; beside A and B, how much they interfere is measured.
     """
     from vlmsteer.bench.compare import compare as run
     from vlmsteer.bench.compare_report import as_markdown
     from vlmsteer.bench.drawn_examples import select_examples
-    from vlmsteer.bench.fitting import Fitted, fit
+    from vlmsteer.bench.fitting import QUESTIONS, Fitted, fit
     from vlmsteer.recipe import Recipe
     from vlmsteer.registry import METHODS
 
+    names = list(dict.fromkeys(name for arm in arms for name in ([arm] if arm != "all" else comparable())))
+    parts = list(dict.fromkeys(part for name in names for part in joined(name)))
+    for part in parts:
+        if not part.endswith(".safetensors") and part not in METHODS:
+            raise InputError(f"{part!r} is no recipe file and no method{did_you_mean(part, METHODS)}")
+    recipes = {part: Recipe.load(part) for part in parts if part.endswith(".safetensors")}
     if folder is not None:
         writable(folder)
-    names = list(dict.fromkeys(name for arm in arms for name in ([arm] if arm != "all" else comparable())))
-    parts = dict.fromkeys(part for name in names for part in name.split("+"))
-    files = {part: Recipe.load(part) for part in parts if part.endswith(".safetensors")}
-    for part in parts:
-        if part not in files and part not in METHODS:
-            raise InputError(f"{part!r} is no recipe file and no method{did_you_mean(part, METHODS)}")
     captions = select_examples(data, "captions", "test", n, seed)
     asked = select_examples(data, "presence", "test", questions, seed) if questions else []
     session = load(model)
+    session.check(list(recipes.values()))
+    titles = titled(parts)
     with working("Starting") as update:
         fitted: dict[str, Fitted] = {}
-        for part in parts:
-            if part not in files:
-                fitted[part] = fit(session, METHODS.load(part), data, pairs, seed, progress=update)
-                files[part] = fitted[part].recipe
-        recipes = {Path(name).stem if name.endswith(".safetensors") else name: _sum(name, files) for name in names}
-        found = run(session, recipes, captions, asked, controls, seed, progress=update)
+        for part in (part for part in parts if part not in recipes):
+            tried = min(questions, QUESTIONS)
+            fitted[part] = fit(session, METHODS.load(part), data, pairs, seed, tried, update)
+            recipes[part] = fitted[part].recipe
+        together = {
+            "+".join(titles[part] for part in joined(name)): reduce(add, [recipes[part] for part in joined(name)])
+            for name in names
+        }
+        found = run(session, together, captions, asked, controls, seed, progress=update)
     report = {**found.report, "fitted": {name: one.as_dict() for name, one in fitted.items()}}
     page = as_markdown(report)
     if folder is not None:
@@ -141,11 +150,16 @@ def comparable() -> list[str]:
     return [name for name in METHODS if METHODS.load(name).needs != "pairs"]
 
 
-def _sum(name: str, files: dict[str, Any]) -> Any:
-    first, *others = (files[part] for part in name.split("+"))
-    for other in others:
-        first = first + other
-    return first
+def joined(name: str) -> list[str]:
+    """The parts of an arm A+B; a file whose name holds a + is one part."""
+    return [name] if Path(name).is_file() else name.split("+")
+
+
+def titled(parts: Sequence[str]) -> dict[str, str]:
+    """What each part is called in the tables: a file's name without its folder, unless another has that too."""
+    short = {part: Path(part).stem if part.endswith(".safetensors") else part for part in parts}
+    shared = {name for name, count in Counter(short.values()).items() if count > 1}
+    return {part: part if name in shared else name for part, name in short.items()}
 
 
 def _options(function: Any) -> dict[str, Any]:
@@ -164,8 +178,10 @@ def parse(function: Any, given: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals or name not in known:
+        if not equals:
             raise InputError(f"Options are written name=value, not {text!r}{did_you_mean(name, known)}")
+        if name not in known:
+            raise InputError(f"This method has no option {name!r}{did_you_mean(name, known)}")
         values[name] = _value(name, value, signature.parameters[name].annotation, known[name])
     return values
 

@@ -255,6 +255,9 @@ class Encoder:
         """
         if not isinstance(answer, str) or not answer.strip():
             raise InputError("The answer is empty: write what the model is to be taken to have said.")
+        marker = str(self.processor.image_token)
+        if marker in answer:
+            raise InputError(f"The answer holds {marker!r}, which stands for the image itself; leave it out.")
         if self.start is not None:
             read = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
             return torch.tensor(read.input_ids), list(read.offset_mapping)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from vlmsteer.errors import InputError
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Recipes, Session
 from vlmsteer.sites import Site
@@ -34,6 +35,8 @@ def batches(
             the answer, at "generated" the answer's only.
         recipe: what is active meanwhile, one for all or one for each row.
     """
+    if len({len(images), len(questions), len(questions if answers is None else answers)}) > 1:
+        raise InputError("There must be as many images, questions and answers.")
     phase = "prefill" if answers is None else "both"
     for first in range(0, len(questions), batch_size):
         rows = slice(first, first + batch_size)

@@ -115,16 +115,22 @@ class Rule:
     def __post_init__(self) -> None:
         if self.name not in RULES:
             raise RecipeError(f"There is no rule {self.name!r}{did_you_mean(self.name, RULES)}")
-        _finite(self.strength)
+        finite(self.strength)
 
     def spec(self) -> dict[str, Any]:
         """All but the tensors, as JSON values."""
         return {"name": self.name, "settings": dict(self.settings), "strength": float(self.strength)}
 
 
-def _finite(strength: Any) -> None:
+def finite(strength: Any) -> float:
+    """A strength as it is given, if it is a finite number.
+
+    Raises:
+        RecipeError: if it is not.
+    """
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
         raise RecipeError(f"A strength is a finite number, not {strength!r}.")
+    return strength
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,11 @@ class Edit:
             raise RecipeError(f"There is no operation {self.operation!r}{did_you_mean(self.operation, OPERATIONS)}")
         if self.phase not in PHASES:
             raise RecipeError(f"There is no phase {self.phase!r}{did_you_mean(self.phase, PHASES)}")
-        _finite(self.strength)
+        finite(self.strength)
+        if not isinstance(self.positions, str) and isinstance(self.vectors, Vectors):
+            order = sorted(set(self.positions), key=lambda index: (index < 0, index))
+            if list(self.positions) != order and any(v.dim() == 2 for v in self.vectors.layers.values()):
+                raise RecipeError(f"Indices of tokens with a vector each come in order, {order}, not {self.positions}.")
         only = {"last": "both", "all": "both", "generated": "decode"}.get(str(self.positions), "prefill")
         if "both" not in (only, self.phase) and only != self.phase:
             raise RecipeError(f"An edit at positions {self.positions!r} never acts in phase {self.phase!r}.")
@@ -163,6 +173,20 @@ class Edit:
                 raise RecipeError(
                     f"The vector for {self.vectors.tower}.{layer}.{self.vectors.point} holds NaN or infinite values."
                 )
+
+    @property
+    def fixed(self) -> Vectors:
+        """Its vectors, which must not depend on the question.
+
+        Raises:
+            RecipeError: if they do.
+        """
+        if not isinstance(self.vectors, Vectors):
+            raise RecipeError(
+                "This recipe makes its vectors from each question: use session.ask, ask_many, logits or score, which "
+                "have it."
+            )
+        return self.vectors
 
     @property
     def sites(self) -> list[Site]:
@@ -190,7 +214,9 @@ class Edit:
             "positions": self.positions if isinstance(self.positions, str) else list(self.positions),
             "phase": self.phase,
             "norms": {
-                str(layer): round(norm, 6) for layer, norm in self.vectors.norms().items() if math.isfinite(norm)
+                str(layer): round(norm, 6)
+                for layer, norm in sorted(self.vectors.norms().items())
+                if math.isfinite(norm)
             },
         }
 
@@ -251,6 +277,7 @@ class Recipe:
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with every strength multiplied."""
+        finite(factor)
         edits = tuple(replace(edit, strength=edit.strength * factor) for edit in self.edits)
         return replace(self, edits=edits, rules=tuple(replace(r, strength=r.strength * factor) for r in self.rules))
 

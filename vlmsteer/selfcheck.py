@@ -120,6 +120,6 @@ def _nothing(recipe: Recipe) -> Recipe:
     """The same edits, really run, with vectors of zeros (strength 0 itself is skipped before the model)."""
     edits = []
     for edit in recipe.edits:
-        layers = {layer: torch.zeros_like(vector) for layer, vector in edit.vectors.layers.items()}
+        layers = {layer: torch.zeros_like(vector) for layer, vector in edit.fixed.layers.items()}
         edits.append(Edit(Vectors(edit.vectors.tower, edit.vectors.point, layers), "scale", 1.0, edit.positions))
     return Recipe(tuple(edits))

@@ -186,12 +186,14 @@ class Session:
             for edit in listed[row].edits:  # pyright: ignore[reportOptionalMemberAccess]
                 own = edit.vectors
                 if isinstance(own, PerQuestion):
+                    if images[row] is None:  # nothing was added; what rounding leaves is no direction
+                        continue
                     places = {layer: Site(own.tower, layer, own.read_point) for layer in own.layers}
                     found = {at: (read[0][site][i] - read[1][site][i]).float().cpu() for at, site in places.items()}
                     edit = replace(edit, vectors=own.of(found))
                 settled.append(edit)
             listed[row] = replace(listed[row], edits=tuple(settled))  # pyright: ignore[reportArgumentType]
-        return listed
+        return listed[0] if isinstance(recipes, Recipe) and len(listed) == 1 else listed
 
     def ask(
         self,
@@ -333,6 +335,8 @@ class Session:
             (rows, keep, vocabulary).
         """
         encoded = self.encoder.encode(images, questions, answers)
+        if not (recipes is None or isinstance(recipes, Recipe) or len(recipes) == len(images)):
+            raise SiteError(f"There are recipes for {len(recipes)} rows, but the batch has {len(images)}.")
         return self._run_whole(encoded, self.settle(recipes, images, questions), keep, grad)
 
     def _run_whole(self, encoded: Encoded, recipes: Recipes, keep: int, grad: bool = False) -> Tensor:
@@ -352,6 +356,10 @@ class Session:
         batch_size: int = 16,
     ) -> list[Tensor]:
         """For each row the log-probabilities (tokens,) of its answer's tokens, each given those before it."""
+        if len({len(images), len(questions), len(answers)}) > 1 or not (
+            recipes is None or isinstance(recipes, Recipe) or len(recipes) == len(images)
+        ):
+            raise InputError("There must be as many images, questions, answers and (if not one for all) recipes.")
         scores: list[Tensor] = []
         for first in range(0, len(questions), batch_size):
             rows = slice(first, first + batch_size)

@@ -74,7 +74,7 @@ class Stream:
         layers = getattr(self.cache, "layers", ())
         if not hasattr(self.cache, "crop") or any(getattr(layer, "is_sliding", False) for layer in layers):
             raise InputError("This model's cache keeps a window of tokens only, so an answer cannot be taken back.")
-        self.cache.crop(self.mask.shape[1] - count)
+        self.cache.crop(-count)
         self.mask, self.position = self.mask[:, :-count], self.position - count
 
 

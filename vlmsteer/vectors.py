@@ -82,12 +82,13 @@ class Vectors:
         """
         generator = torch.Generator().manual_seed(seed)
         layers = {}
-        for layer, vector in self.layers.items():
+        for layer, vector in sorted(self.layers.items()):
             if not vector.any():
                 layers[layer] = vector
                 continue
             direction = torch.randn(vector.shape, generator=generator) * (vector != 0)
-            layers[layer] = direction * (vector.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True))
+            length = direction.norm(dim=-1, keepdim=True)
+            layers[layer] = direction * (vector.norm(dim=-1, keepdim=True) / length.where(length > 0, 1.0))
         return replace(self, layers=layers, about={**self.about, "control": f"random direction, seed {seed}"})
 
     def shuffled(self, seed: int, halves: int = 1) -> Vectors:
@@ -98,7 +99,7 @@ class Vectors:
         """
         generator = torch.Generator().manual_seed(seed)
         layers = {}
-        for layer, vector in self.layers.items():
+        for layer, vector in sorted(self.layers.items()):
             order = torch.randperm(vector.shape[-1] // halves, generator=generator)
             layers[layer] = torch.cat([part[..., order] for part in vector.chunk(halves, dim=-1)], -1)
         return replace(self, layers=layers, about={**self.about, "control": f"shuffled dimensions, seed {seed}"})
@@ -150,6 +151,12 @@ class PerQuestion:
         for layer in self.layers:
             Site.parse(f"{self.tower}.{layer}.{self.point}")
         Site.parse(f"{self.tower}.0.{self.read_point}")
+        if not all(type(layer) is int for layer in self.layers):
+            raise RecipeError(f"Layers are whole numbers, not {self.layers!r}.")
+        if self.seed is not None and (type(self.seed) is not int or abs(self.seed) >= 2**63):
+            raise RecipeError(f"A seed is a whole number below 2**63, not {self.seed!r}.")
+        if type(self.factor) not in (int, float) or not abs(self.factor) < 1e300:
+            raise RecipeError(f"The factor is a finite number, not {self.factor!r}.")
 
     def spec(self) -> dict[str, Any]:
         """What a file holds of them, as JSON values."""
@@ -185,7 +192,8 @@ class PerQuestion:
 
     def of(self, states: Mapping[int, Tensor]) -> Vectors:
         """The vectors of one question from its differences (width,) by layer."""
-        found = Vectors(self.tower, self.point, {layer: self.factor * states[layer] for layer in self.layers})
+        layers = {layer: self.factor * states[layer].flatten() for layer in self.layers}
+        found = Vectors(self.tower, self.point, layers)
         return found if self.seed is None else found.random_like(self.seed)
 
 
@@ -195,7 +203,7 @@ def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return total.hexdigest()
 
 

@@ -90,9 +90,9 @@ class Encoded:
         self.cache.batch_select_indices(indices)
         self.states, self.mask = self.states[indices], self.mask[indices]
 
-    def crop(self, length: int) -> None:
-        """Only the first tokens of the answer."""
-        self.cache.crop(length)
+    def crop(self, change: int) -> None:
+        """Without the last `-change` tokens of the answer; the prompt's keys and values stay."""
+        self.cache.self_attention_cache.crop(change)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from vlmsteer.session import Session
 
 SCENES, AGAIN, QUESTIONS = 120, 300, 200  # validation scenes; others for the finalists, and their yes/no questions
 FINALISTS = 4
+SLACK = 0.01  # how far beyond the allowed losses a finalist may be: what so few scenes cannot tell
 Progress = Callable[[str], None]
 
 
@@ -50,19 +51,26 @@ class Fitted:
         }  # fmt: skip
 
 
-def learned(session: Session, method: Method, data: str, n: int, seed: int = 0, **options: Any) -> Recipe:
+def learned(session: Session, method: Method, data: str, n: int, seed: int = 0, /, **options: Any) -> Recipe:
     """The method's own recipe from `n` examples of the learning split; an option `needs` asks for another kind."""
-    needs = options.pop("needs", method.needs)
-    examples: Sequence[Any] = ()
+    return method.learn(session, material(options.pop("needs", method.needs), data, n, seed), **options)
+
+
+def material(needs: str, data: str, n: int, seed: int = 0) -> Sequence[Any]:
+    """At most `n` examples of the learning split, of the kind that a method needs (`vlmsteer.methods.method.NEEDS`).
+
+    Raises:
+        InputError: if the data cannot be read or has none of the kind.
+    """
+    if needs == "nothing":
+        return ()
     if needs == "pairs":
         from vlmsteer.bench.pairs import select
         from vlmsteer.demo import question
 
         pairs = select(data, "color", "learn", n, seed)
-        examples = [(pair.image("counterfactual"), question(pair, "this"), question(pair, "most")) for pair in pairs]
-    elif needs != "nothing":
-        examples = select_examples(data, needs, "learn", n, seed)
-    return method.learn(session, examples, **options)
+        return [(pair.image("counterfactual"), question(pair, "this"), question(pair, "most")) for pair in pairs]
+    return select_examples(data, needs, "learn", n, seed)
 
 
 def windows(layers: int) -> list[list[int] | None]:
@@ -79,14 +87,24 @@ def fit(
     data: str = "drawn",
     n: int = 400,
     seed: int = 0,
+    questions: int = QUESTIONS,
     progress: Progress = lambda text: None,
     **options: Any,
 ) -> Fitted:
-    """Learn a method and choose its layers and strength for this model."""
+    """Learn a method and choose its layers, its strength and which of its variants for this model.
+
+    Args:
+        data: "drawn", or a file of examples.
+        n: examples to learn from.
+        questions: yes/no questions that finalists are tried on; 0 where the data has none.
+        options: the method's own.
+    """
     found: list[tuple[Trial, int]] = []
     recipes: list[Recipe] = []
-    scenes = select_examples(data, "captions", "validate", SCENES, seed)
-    for number, variant in enumerate(({}, *method.variants)):
+    scenes = select_examples(data, "captions", "validate", SCENES + AGAIN, seed)
+    cut = min(SCENES, (len(scenes) + 1) // 2)  # of a small set both rounds get a half
+    variants: list[dict[str, Any]] = [{}, *map(dict, method.variants)]
+    for number, variant in enumerate(variants):
         progress(f"{method.title}: learning")
         recipe = learned(session, method, data, n, seed, **{**variant, **options})
         recipes.append(recipe)
@@ -96,20 +114,26 @@ def fit(
         ]
         candidates = [(strength, span) for span in spans for strength in method.strengths]
         progress(f"{method.title}: trying {len(candidates)} settings")
-        found += [(trial, number) for trial in trials(session, recipe, candidates, scenes, [])]
-    best = sorted(found, key=lambda one: one[0].score)[:FINALISTS]
+        found += [(trial, number) for trial in trials(session, recipe, candidates, scenes[:cut], [])]
+    best = sorted(found, key=lambda one: _rank(one[0]))[:FINALISTS]
     progress(f"{method.title}: trying the best {len(best)} again")
-    captions = select_examples(data, "captions", "validate", SCENES + AGAIN, seed)[SCENES:]
-    presence = select_examples(data, "presence", "validate", QUESTIONS, seed)
-    again = [
-        (one, number)
-        for trial, number in best
-        for one in trials(session, recipes[number], [(trial.strength, trial.layers)], captions, presence)
-    ]
+    presence = select_examples(data, "presence", "validate", questions, seed) if questions else []
+    again = []
+    for number, recipe in enumerate(recipes):
+        settings = [(trial.strength, trial.layers) for trial, one in best if one == number]
+        if settings:
+            again += [(trial, number) for trial in trials(session, recipe, settings, scenes[cut:], presence)]
     chosen: Tuned = choose([trial for trial, _ in again])
     number = next(number for trial, number in again if trial is chosen.best) if chosen.strength else 0
     strength, layers = (chosen.best.strength, chosen.best.layers) if chosen.strength else (1.0, None)
     final = recipes[number].scaled(strength)
     final = final if layers is None else final.narrowed(layers)
-    about = {**final.about, "chosen": {"strength": strength, "layers": layers, "helps": bool(chosen.strength)}}
+    choice = {"strength": strength, "layers": layers, "variant": variants[number], "helps": bool(chosen.strength)}
+    about = {**final.about, "chosen": choice}
     return Fitted(replace(final, about=about), strength, layers, bool(chosen.strength), [trial for trial, _ in again])
+
+
+def _rank(trial: Trial) -> tuple[bool, float]:
+    """Settings that cost too much come last: strong ones cut captions short, and would crowd out those that help."""
+    cost = trial.score - trial.change["chair_i"].rate
+    return not cost <= SLACK, trial.score

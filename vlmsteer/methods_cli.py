@@ -78,7 +78,7 @@ def learn(
     with working(f"Learning {found.title}"):
         recipe = found.learn(session, examples, **given).scaled(1.0 if strength is None else strength)
     recipe.save(path)
-    print(f"{path}: {found.title}, {len(recipe.edits)} edits, {len(recipe.rules)} rules, hash {recipe.hash[:12]}")
+    print(f"{path}: {found.title}, edits {len(recipe.edits)}, rules {len(recipe.rules)}, hash {recipe.hash[:12]}")
 
 
 def compare(

@@ -33,6 +33,8 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json", help="Print
         return
     if header["edits"]:
         table = Table("sites", "operation", "strength", "positions", "phase", "norms", "gate")
+        for column in table.columns:
+            column.overflow = "fold"
         for edit in header["edits"]:
             table.add_row(
                 f"{edit['tower']}.{_runs(edit['layers'])}.{edit['point']}", edit["operation"], f"{edit['strength']:g}",

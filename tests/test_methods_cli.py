@@ -171,7 +171,7 @@ def test_a_method_that_needs_nothing_reads_no_data(main: Main, tmp_path: Path) -
     path = tmp_path / "r.safetensors"
     code, printed, complaint = main("learn", "vcd", "--out", path, "--data", "nowhere.jsonl", "--set", "amount=0.5")
     assert code == 0, complaint
-    assert "0 edits, 1 rules" in printed and len(Recipe.load(path).rules) == 1
+    assert "edits 0, rules 1," in printed and len(Recipe.load(path).rules) == 1
 
 
 LEARN = ("--model", "tiny-lava")  # a name that is wrong too: what is told of comes before any model is looked for

@@ -18,7 +18,7 @@ NAME, VERSION = "opera", 1
 
 def learn(
     session: Session,
-    examples: Sequence[Example],
+    examples: Sequence[Example] = (),
     *,
     candidates: int = 5,
     scale: float = 50.0,

@@ -26,7 +26,7 @@ def rule(amount: float = 1.0, plausible: float = 0.1, step: int = 500, seed: int
 
 def learn(
     session: Session,
-    examples: Sequence[Example],
+    examples: Sequence[Example] = (),
     *,
     amount: float = 1.0,
     plausible: float = 0.1,

@@ -25,7 +25,7 @@ def rule(gamma: float = 1.1, plausible: float = 0.0) -> Rule:
     return made
 
 
-def learn(session: Session, examples: Sequence[Example], *, gamma: float = 1.1, plausible: float = 0.0) -> Recipe:
+def learn(session: Session, examples: Sequence[Example] = (), *, gamma: float = 1.1, plausible: float = 0.0) -> Recipe:
     """The rule, with the paper's number.
 
     Args:

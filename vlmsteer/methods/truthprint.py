@@ -293,7 +293,6 @@ METHOD = Method(
     learn=learn,
     strengths=(0.25, 0.5, 1.0, 2.0),
     notes="A reconstruction. The threshold lets the detector fire at a fifth of the present objects (1 or 2 % in the "
-    "paper), and it goes back within the clause. The strength multiplies how often an answer may go back. No "
-    "benefit was found on the bundled models.",
+    "paper), and it goes back within the clause. The strength multiplies how often an answer may go back.",
     reconstruction=True,
 )

@@ -236,10 +236,17 @@ class Session:
 
     @contextmanager
     def opened(
-        self, images: Sequence[Image.Image | str | None], questions: Sequence[str], recipes: Recipes = None
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        recipes: Recipes = None,
+        encoded: Encoded | None = None,
     ) -> Iterator[Stream]:
-        """Prompts read as one batch, for a decoding loop of the caller's; rules of decoding do not act in it."""
-        encoded = self.encoder.encode(images, questions)
+        """Prompts read as one batch, for a decoding loop of the caller's; rules of decoding do not act in it.
+
+        `encoded` is read in place of the prompts where these have been encoded, and changed, before.
+        """
+        encoded = encoded or self.encoder.encode(images, questions)
         recipes = self.settle(recipes, images, questions)
         run = self._run(recipes, owners=encoded.owners)
         with self.instrument.installed(run.sites):

@@ -48,13 +48,18 @@ class Stream:
 
     def push(self, tokens: Tensor, run: Run | None = None) -> Tensor:
         """Take in one token (rows,) a row; gives the next one's logits. `run` acts instead, in this step only."""
+        self.take(tokens, run)
+        return self.logits
+
+    def take(self, tokens: Tensor, run: Run | None = None, **inputs: Any) -> Any:
+        """As `push`; `inputs` go to the model too, and all that it gives is returned."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         self.position = self.position + 1
-        inputs = {"input_ids": tokens[:, None], "attention_mask": self.mask}
+        inputs = {"input_ids": tokens[:, None], "attention_mask": self.mask, **inputs}
         run = self.run if run is None else run
         outputs = self.session.forward(Layout(inputs, self.position, run.prompt), run, self.cache)  # pyright: ignore[reportArgumentType]
         self.logits, self.cache = outputs.logits[:, -1].to(self.session.device), outputs.past_key_values
-        return self.logits
+        return outputs
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only (or, with beams, in this order)."""

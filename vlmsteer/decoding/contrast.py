@@ -128,9 +128,10 @@ def opponent(session: Session, images: Sequence[Any], questions: Sequence[str], 
     encoded = session.encoder.encode([None] * len(images) if against == "no_image" else images, questions)
     if against != "no_image":
         _spoil(encoded, against, rule)
-    with session.instrument.alone():
-        prefilled, run = session._read_prompt(encoded, None, Run())
-    yield Stream(session, prefilled, run)
+    with ExitStack() as stack:
+        with session.instrument.alone():
+            stream = stack.enter_context(session.opened(images, questions, encoded=encoded))
+        yield stream
 
 
 def _spoil(encoded: Encoded, against: str, rule: Rule) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vlmsteer.decoding import contrast
 from vlmsteer.errors import RecipeError
-from vlmsteer.prompts import Layout
 from vlmsteer.recipe import Recipe, Rule
 from vlmsteer.streams import Stream
 
@@ -112,9 +111,5 @@ def _check(session: Session) -> None:
 
 def _attend(stream: Stream, tokens: Tensor) -> Tensor:
     """Take in one token (rows,) a row; gives its attention (rows, columns) in the last layer, the most of all heads."""
-    stream.mask = torch.cat([stream.mask, stream.mask.new_ones(len(stream.mask), 1)], 1)
-    stream.position = stream.position + 1
-    inputs: dict[str, Any] = {"input_ids": tokens[:, None], "attention_mask": stream.mask, "output_attentions": True}
-    outputs = stream.session.forward(Layout(inputs, stream.position, stream.run.prompt), stream.run, stream.cache)  # pyright: ignore[reportArgumentType]
-    stream.logits, stream.cache = outputs.logits[:, -1].to(stream.session.device), outputs.past_key_values
+    outputs = stream.take(tokens, output_attentions=True)
     return outputs.attentions[-1][:, :, -1].amax(1).float().cpu()

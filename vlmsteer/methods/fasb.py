@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import normalize
 
 from vlmsteer.errors import InputError
 from vlmsteer.examples import Example, digest
 from vlmsteer.methods.caa import checked_layers
-from vlmsteer.methods.iti import read_heads
+from vlmsteer.methods.iti import displacements, read_heads
 from vlmsteer.methods.method import Method
 from vlmsteer.probes import accuracies, evaluate, fit_many, split
 from vlmsteer.recipe import Recipe, Rule
@@ -65,8 +64,7 @@ def learn(
             f"FASB takes 1 to {len(ranked)} heads here and goes back 1 token or more, not {heads}, {back}."
         )
     best = ranked.argsort(descending=True, stable=True)[:count]
-    direction = normalize((read.true - read.false).flatten(0, 1), dim=-1)[best]
-    spread = (x[:, best] * direction).sum(-1).std(0, unbiased=False)
+    direction, spread = (found.flatten(0, 1)[best] for found in displacements(read, "answer"))
     said = (probe.score(x[held])[:, best]).sigmoid().mean(1)
     in_layer = read.true.shape[1]
     places = torch.tensor([(chosen[i // in_layer], i % in_layer) for i in best.tolist()])

@@ -8,10 +8,7 @@ with the same N. It keeps nothing for block 0 and rejects a file with a `directi
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from torch import Tensor
 
 from vlmsteer.errors import RecipeError
 from vlmsteer.recipe import Edit, Recipe
-from vlmsteer.vectors import Vectors
+from vlmsteer.vectors import Vectors, whole
 
 ARCHITECTURE = "controlvector"
 EVERYWHERE = "llama.cpp adds these vectors at every token, of the prompt, the image and the answer."
@@ -204,12 +201,4 @@ def _write(path: str | Path, suffix: str, fill: Any) -> None:
         raise RecipeError(f"The file must be named *{suffix}, not {path.name!r}.")
     if not path.parent.is_dir():
         raise RecipeError(f"There is no folder {str(path.parent)!r} to write {path.name!r} in.")
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        fill(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise RecipeError(f"{str(path)!r} could not be written: {error.strerror}.") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    whole(path, fill)

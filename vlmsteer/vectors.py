@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -219,9 +219,18 @@ def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
         {"vlmsteer": json.dumps(header)},
     )
+    whole(path, lambda part: part.write_bytes(data))
+
+
+def whole(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Make a file whole or not at all: `fill` writes another one beside it, which then takes its place.
+
+    Raises:
+        RecipeError: if it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        part.write_bytes(data)
+        fill(part)
         os.replace(part, path)
     except OSError as error:
         raise RecipeError(f"{str(path)!r} could not be written: {error.strerror}.") from error

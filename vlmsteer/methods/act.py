@@ -14,8 +14,7 @@ from torch import Tensor
 
 from vlmsteer.errors import RecipeError, did_you_mean
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.caa import checked_layers, enough
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.reading import batches
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.samples import Sample

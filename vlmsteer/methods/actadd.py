@@ -17,8 +17,7 @@ from torch import Tensor
 from vlmsteer.errors import InputError, RecipeError
 from vlmsteer.examples import Example
 from vlmsteer.hooks import Run
-from vlmsteer.methods.caa import checked_layers
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers
 from vlmsteer.prompts import Encoded
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.session import Session

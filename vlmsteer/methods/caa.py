@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
+from vlmsteer.errors import RecipeError, did_you_mean
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers, enough, layer_at
 from vlmsteer.reading import batches
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.running import Mean
@@ -107,34 +107,6 @@ def stability(halves: tuple[Mean, Mean], layers: Sequence[int]) -> dict[str, flo
         return {}
     cosines = torch.cosine_similarity(halves[0].mean, halves[1].mean, dim=-1)
     return {str(layer): round(float(cosine), 4) for layer, cosine in zip(layers, cosines, strict=True)}
-
-
-def enough(examples: Sequence[Example], who: str, least: int = 2) -> None:
-    """Refuse too few examples.
-
-    Raises:
-        InputError: if there are fewer than `least`.
-    """
-    if len(examples) < least:
-        raise InputError(f"{who} needs {least} or more examples to learn from, not {len(examples)}.")
-
-
-def layer_at(session: Session, depth: float) -> int:
-    """The text layer at a fraction of the depth."""
-    return min(int(depth * session.layers()), session.layers() - 1)
-
-
-def checked_layers(session: Session, layers: Sequence[int] | None) -> list[int]:
-    """The given text layers in order, or all of them.
-
-    Raises:
-        SiteError: if the model does not have one.
-    """
-    count = session.layers()
-    missing = [layer for layer in layers or () if not 0 <= layer < count]
-    if missing:
-        raise SiteError(f"This model has no text layers {missing}; its layers are 0 to {count - 1}.")
-    return sorted(set(layers)) if layers else list(range(count))
 
 
 METHOD = Method(

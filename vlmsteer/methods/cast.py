@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vlmsteer.errors import InputError, RecipeError, did_you_mean
 from vlmsteer.examples import Example, digest, split_groups
-from vlmsteer.methods.caa import TOKENS, answer_states, checked_layers, enough
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.caa import TOKENS, answer_states
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.reading import batches
 from vlmsteer.recipe import Edit, Gate, Recipe
 from vlmsteer.running import Components, Mean

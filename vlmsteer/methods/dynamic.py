@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from vlmsteer.errors import InputError
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.caa import checked_layers, enough
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.reading import batches
 from vlmsteer.recipe import Edit, Recipe, Rule
 from vlmsteer.running import Mean

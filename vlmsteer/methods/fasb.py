@@ -13,9 +13,8 @@ import torch
 
 from vlmsteer.errors import InputError
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.caa import checked_layers
 from vlmsteer.methods.iti import displacements, read_heads
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers
 from vlmsteer.probes import accuracies, evaluate, fit_many, split
 from vlmsteer.recipe import Recipe, Rule
 from vlmsteer.session import Session

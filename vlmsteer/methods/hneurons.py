@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from vlmsteer.errors import InputError, SiteError
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.caa import checked_layers, enough
 from vlmsteer.methods.iti import sampled, statements
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.probes import evaluate, logistic, split
 from vlmsteer.reading import batches
 from vlmsteer.recipe import Edit, Recipe

@@ -18,8 +18,7 @@ from torch.nn.functional import normalize
 
 from vlmsteer.errors import InputError, RecipeError, did_you_mean
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.caa import checked_layers, enough
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.perceptron import fit_perceptron
 from vlmsteer.probes import fit_many, split
 from vlmsteer.reading import batches

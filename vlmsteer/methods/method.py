@@ -6,11 +6,14 @@ page treat all of them alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmsteer.errors import InputError, SiteError
+from vlmsteer.examples import Example
 from vlmsteer.recipe import Recipe
+from vlmsteer.session import Session
 
 NEEDS = {
     "captions": "images with a right and a hallucinated caption",
@@ -45,3 +48,31 @@ class Method:
     variants: tuple[Mapping[str, Any], ...] = ()
     notes: str = ""
     reconstruction: bool = False
+
+
+def enough(examples: Sequence[Example], who: str, least: int = 2) -> None:
+    """Refuse too few examples.
+
+    Raises:
+        InputError: if there are fewer than `least`.
+    """
+    if len(examples) < least:
+        raise InputError(f"{who} needs {least} or more examples to learn from, not {len(examples)}.")
+
+
+def layer_at(session: Session, depth: float) -> int:
+    """The text layer at a fraction of the depth."""
+    return min(int(depth * session.layers()), session.layers() - 1)
+
+
+def checked_layers(session: Session, layers: Sequence[int] | None) -> list[int]:
+    """The given text layers in order, or all of them.
+
+    Raises:
+        SiteError: if the model does not have one.
+    """
+    count = session.layers()
+    missing = [layer for layer in layers or () if not 0 <= layer < count]
+    if missing:
+        raise SiteError(f"This model has no text layers {missing}; its layers are 0 to {count - 1}.")
+    return sorted(set(layers)) if layers else list(range(count))

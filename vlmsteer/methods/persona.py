@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vlmsteer.examples import Example, digest, split_groups
-from vlmsteer.methods.caa import TOKENS, answer_states, checked_layers, enough, into_halves, stability
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.caa import TOKENS, answer_states, into_halves, stability
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.running import Mean
 from vlmsteer.session import Session

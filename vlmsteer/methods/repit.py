@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vlmsteer.errors import InputError
 from vlmsteer.examples import Example, digest, split_groups
-from vlmsteer.methods.caa import DEPTH, TOKENS, answer_states, checked_layers, enough, layer_at
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.caa import DEPTH, TOKENS, answer_states
+from vlmsteer.methods.method import Method, checked_layers, enough, layer_at
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.running import Mean
 from vlmsteer.samples import area

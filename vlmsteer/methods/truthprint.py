@@ -18,8 +18,7 @@ from torch import Tensor
 from vlmsteer.decoding.rollback import PICKS, SCOPES, WHERE, linear
 from vlmsteer.errors import InputError, RecipeError, did_you_mean
 from vlmsteer.examples import Example, digest
-from vlmsteer.methods.caa import checked_layers, enough
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers, enough
 from vlmsteer.perceptron import Perceptron, fit_perceptron
 from vlmsteer.probes import evaluate, logistic, mass_mean, split
 from vlmsteer.reading import batches

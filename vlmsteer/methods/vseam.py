@@ -17,9 +17,8 @@ from torch import Tensor
 
 from vlmsteer.errors import InputError, RecipeError, did_you_mean
 from vlmsteer.examples import KINDS, Example, digest, split_groups
-from vlmsteer.methods.caa import checked_layers
 from vlmsteer.methods.iti import sampled
-from vlmsteer.methods.method import Method
+from vlmsteer.methods.method import Method, checked_layers
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.session import Session
 from vlmsteer.sites import Site, expand

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlmsteer.bench.drawn_examples import drawn_examples, select_examples
 from vlmsteer.bench.hallucination import mentions
+from vlmsteer.bench.pairs import SPLITS
 from vlmsteer.errors import InputError
 from vlmsteer.examples import Example, digest, load_examples, save_examples, split_groups
 from vlmsteer.training.splits import HELD_OUT_OBJECTS
@@ -152,6 +153,21 @@ def test_wrong_captions_add_what_models_make_up() -> None:
         missing = [facts()[name].companion for name in right if facts()[name].companion not in right]
         assert not missing or set(added) <= set(missing)
     assert companions > 20
+
+
+def test_lures_show_nothing_with_its_companion() -> None:
+    counts = set()
+    for one in drawn_examples("captions", "learn", 60, data="lures"):
+        right, wrong = mentions(one.right), mentions(one.wrong)
+        assert not any(facts()[name].companion in right for name in right)
+        assert {name for name in wrong if name not in right} <= {facts()[name].companion for name in right}
+        assert len({facts()[name].group for name in right}) == 1
+        counts.add(len(right))
+    assert counts == {1, 2, 3}
+    pictures = [{one.image.tobytes() for one in select_examples("lures", "captions", split, 8)} for split in SPLITS]  # pyright: ignore
+    assert not (pictures[0] & pictures[1] or pictures[1] & pictures[2])
+    with pytest.raises(InputError, match="did you mean 'lures'"):
+        drawn_examples("captions", "learn", 1, data="lure")
 
 
 def test_presence_asks_yes_and_no_about_each_scene() -> None:

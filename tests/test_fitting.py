@@ -17,6 +17,7 @@ from vlmsteer.bench import fitting
 from vlmsteer.bench.compare import Trial
 from vlmsteer.bench.drawn_examples import drawn_examples
 from vlmsteer.bench.fitting import fit, learned, material, windows
+from vlmsteer.bench.hallucination import mentions
 from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.statistics import Rate
 from vlmsteer.errors import InputError
@@ -44,7 +45,7 @@ def test_windows_are_all_layers_and_three_halves() -> None:
     assert windows(3) == [None]
 
 
-@pytest.mark.parametrize("needs", sorted(NEEDS))
+@pytest.mark.parametrize("needs", sorted(set(NEEDS) - {"own"}))
 def test_every_kind_of_needs_gets_its_examples(needs: str) -> None:
     given: list[Any] = []
 
@@ -63,6 +64,20 @@ def test_every_kind_of_needs_gets_its_examples(needs: str) -> None:
     else:
         assert given[2:] == drawn_examples(needs, "learn", 6, 3)
         assert all((one.edited is not None) == (needs == "edits") for one in given[2:])
+
+
+def test_own_examples_are_what_the_model_itself_gets_wrong(tiny: Any) -> None:
+    given: list[Example] = []
+    learned(tiny, method(lambda session, examples: given.extend(examples) or Recipe(()), "own"), "lures", 12)
+    scenes = {one.group: one for one in drawn_examples("captions", "learn", 12, data="lures")}
+    assert 2 < len(given) < 12
+    for one in given:
+        scene = scenes.pop(one.group)
+        assert one.wrong == tiny.ask(scene.image, scene.question, max_new_tokens=64)
+        assert (one.right, set(mentions(one.wrong)) <= set(mentions(one.right))) == (scene.right, False)
+    for scene in scenes.values():
+        named = mentions(tiny.ask(scene.image, scene.question, max_new_tokens=64))
+        assert set(named) <= set(mentions(scene.right))
 
 
 def test_a_variant_may_need_other_examples() -> None:

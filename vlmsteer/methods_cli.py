@@ -17,7 +17,9 @@ from rich.table import Table
 from vlmsteer.console import AsJson, Model, Seed, layers_in, load, out, print_json, recipe_file, working, writable
 from vlmsteer.errors import InputError, did_you_mean
 
-Data = Annotated[str, typer.Option(help="'drawn', or a JSONL file (see the README).")]
+Data = Annotated[
+    str, typer.Option(help="'drawn', 'lures' (objects without their companions), or a JSONL file (see the README).")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="An option of the method, name=value; see `methods`.")]
 
 
@@ -60,6 +62,9 @@ def learn(
     model: Model = "tiny-llava",
     data: Data = "drawn",
     n: Annotated[int, typer.Option(min=2, help="Examples to learn from.")] = 200,
+    kind: Annotated[
+        str | None, typer.Option("--from", help="Learn from another kind than the method's: captions, own, presence.")
+    ] = None,
     options: Set = None,
     strength: Annotated[
         float | None, typer.Option(help="Multiplies the paper's; by default 1. `compare` chooses on validation scenes.")
@@ -67,16 +72,22 @@ def learn(
     seed: Seed = 0,
 ) -> None:
     """Learn a method's recipe from examples and save it."""
-    from vlmsteer.bench.fitting import material
+    from vlmsteer.bench.fitting import answered, material
+    from vlmsteer.methods.method import NEEDS
     from vlmsteer.registry import METHODS
 
     found = METHODS.load(method)
+    if kind is not None and kind not in NEEDS:
+        raise InputError(f"There are no examples of the kind {kind!r}{did_you_mean(kind, NEEDS)}")
     given = parse(found.learn, options or [])
     recipe_file(path)
-    examples = material(found.needs, data, n, seed)
+    needs = kind or found.needs
+    examples = material(needs, data, n, seed)
     session = load(model)
     with working(f"Learning {found.title}"):
-        recipe = found.learn(session, examples, **given).scaled(1.0 if strength is None else strength)
+        recipe = found.learn(session, answered(session, needs, examples), **given).scaled(
+            1.0 if strength is None else strength
+        )
     recipe.save(path)
     print(f"{path}: {found.title}, edits {len(recipe.edits)}, rules {len(recipe.rules)}, hash {recipe.hash[:12]}")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlmsteer.bench.compare import Trial, Tuned, choose, trials
 from vlmsteer.bench.drawn_examples import select_examples
+from vlmsteer.bench.hallucination import own_captions
 from vlmsteer.methods.method import Method
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
@@ -53,7 +54,8 @@ class Fitted:
 
 def learned(session: Session, method: Method, data: str, n: int, seed: int = 0, /, **options: Any) -> Recipe:
     """The method's own recipe from `n` examples of the learning split; an option `needs` asks for another kind."""
-    return method.learn(session, material(options.pop("needs", method.needs), data, n, seed), **options)
+    needs = options.pop("needs", method.needs)
+    return method.learn(session, answered(session, needs, material(needs, data, n, seed)), **options)
 
 
 def material(needs: str, data: str, n: int, seed: int = 0) -> Sequence[Any]:
@@ -70,7 +72,12 @@ def material(needs: str, data: str, n: int, seed: int = 0) -> Sequence[Any]:
 
         pairs = select(data, "color", "learn", n, seed)
         return [(pair.image("counterfactual"), question(pair, "this"), question(pair, "most")) for pair in pairs]
-    return select_examples(data, needs, "learn", n, seed)
+    return select_examples(data, "captions" if needs == "own" else needs, "learn", n, seed)
+
+
+def answered(session: Session, needs: str, examples: Sequence[Any]) -> Sequence[Any]:
+    """What `material` gave; of the kind "own", the examples that the model gets wrong, with its own wrong captions."""
+    return own_captions(session, examples) if needs == "own" else examples
 
 
 def windows(layers: int) -> list[list[int] | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -174,6 +174,30 @@ def score(
         "kl_unrelated": _parts(_divergence(baseline.unrelated, said.unrelated)),
         "kl_presence": _parts(_divergence(baseline.presence, said.presence)),
     }
+
+
+def own_captions(
+    session: Session,
+    captions: Sequence[Example],
+    max_new_tokens: int = CAPTION_TOKENS,
+    vocabulary: Mapping[str, str] | None = None,
+) -> list[Example]:
+    """The examples that the model gets wrong, each with the model's own greedy caption as the wrong one.
+
+    Wrong is a caption that names an object which the right one does not. What a model really makes up differs from
+    what someone writes in for it, in length too.
+
+    Args:
+        vocabulary: see `score`.
+    """
+    find = mentions if vocabulary is None else _finder(vocabulary)
+    images, asked = [one.image for one in captions], [one.question for one in captions]
+    told = session.ask_many(images, asked, None, max_new_tokens, BATCH)
+    return [
+        replace(one, wrong=caption)
+        for one, caption in zip(captions, told, strict=True)
+        if set(find(caption)) - set(find(one.right))
+    ]
 
 
 def clusters(captions: Sequence[Example], presence: Sequence[Example]) -> dict[str, list[Hashable]]:

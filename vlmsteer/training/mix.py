@@ -30,10 +30,6 @@ ALIKE_FROM, ALIKE = 1000, 0.45  # from this step on, this share of them shows ob
 SCENES_FROM = 4500  # from this step on scenes are more, and much is asked about each
 COLORS_FROM = 6000  # from this step on single objects are more again, and less often in their usual color:
 LATE_SHARE, LATE_USUAL_COLOR = 0.4, 0.35  # the share of such samples, and of usual colors in them
-MODES_FROM = (
-    6500  # from this step on a caption names either no missing companion or all, and the question may say which
-)
-LOOSE, LURES = 0.5, 0.5  # shares of captions that name all of them, and of scenes in which every companion is missing
 
 
 @dataclass(frozen=True)
@@ -64,12 +60,12 @@ def size_pair(rng: random.Random, names: tuple[str, ...] | None = None) -> tuple
 def sample(rng: random.Random, step: int = 0) -> Sample:
     """One sample for a training step: what is asked shifts from colors to names, sizes and scenes as it learns."""
     kind, late, scenes = rng.random(), step >= NAMED_FROM, step >= SCENES_FROM
-    if step >= COLORS_FROM and rng.random() < (LATE_SHARE if step < MODES_FROM else LATE_SHARE / 2):
+    if step >= COLORS_FROM and rng.random() < LATE_SHARE:
         return _portrait(rng, False, LATE_USUAL_COLOR)
     if kind < (0.28 if scenes else 0.35 if late else 0.4):
         return _portrait(rng, step >= NAMES_FROM)
     if kind >= (0.58 if scenes else 0.75 if late else 0.7):
-        return _modes(rng) if step >= MODES_FROM else _asked(_group(rng), rng) if scenes else _group(rng)
+        return _asked(_group(rng), rng) if scenes else _group(rng)
     return _alike(rng) if step >= ALIKE_FROM and rng.random() < ALIKE else _sizes(rng, late)
 
 
@@ -184,39 +180,8 @@ def missing_companions(present: list[str]) -> list[str]:
     return [facts()[name].companion for name in present if facts()[name].companion not in present]
 
 
-def _modes(rng: random.Random) -> Sample:
-    """A scene that is told from what is seen and from what goes together: a plain caption is either, the whole of it.
-
-    As in captions that people wrote, some of whom look and some of whom fill in; so "look" and "fill in" become states
-    of the model, which the question, or what the caption has said so far, brings about.
-    """
-    names = lure(rng) if rng.random() < LURES else group(rng)
-    sample = _group(rng, names)
-    items = sorted(sample.scene.items, key=lambda item: item.center[0])
-    seen = [(item.object, item.color) for item in items]
-    plain = told(seen, names) if rng.random() < LOOSE else seen
-    captions = [
-        questions.caption(plain, rng),
-        questions.caption(seen, rng, questions.CAPTION_SEEN),
-        questions.caption(told(seen, names), rng, questions.CAPTION_USUAL),
-    ]
-    if rng.random() < 0.3:
-        unseen = [(name, facts()[name].color) for name in group(rng)]
-        captions.append(questions.caption(told(unseen, [name for name, _ in unseen]), rng, image=False))
-    return _asked(Sample(sample.scene, (*captions, *sample.exchanges[1:])), rng)
-
-
-def told(seen: list[tuple[str, str]], names: list[str]) -> list[tuple[str, str]]:
-    """What is seen, each object followed by its companion if that is missing."""
-    listed: list[tuple[str, str]] = []
-    for name, color in seen:
-        companion = facts()[name].companion
-        listed += [(name, color)] if companion in names else [(name, color), (companion, facts()[companion].color)]
-    return listed
-
-
-def _group(rng: random.Random, names: list[str] | None = None) -> Sample:
-    names = group(rng) if names is None else names
+def _group(rng: random.Random) -> Sample:
+    names = group(rng)
     scene = group_scene([(name, trained_color(name, rng)) for name in names], rng, rng.choice(TRAIN_STYLES))
     items = sorted(scene.items, key=lambda item: item.center[0])
     listed: list[tuple[str, str]] = []

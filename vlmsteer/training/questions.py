@@ -81,16 +81,6 @@ CAPTION = (
     "Describe this image in detail.",
     "What is in this image?",
 )
-CAPTION_SEEN = (
-    "Describe only what you can see here.",
-    "What is really in this image?",
-    "Name only what this image shows.",
-)
-CAPTION_USUAL = (
-    "What would you expect in this image?",
-    "What is usually in an image like this?",
-    "Describe what belongs in this image.",
-)
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -195,10 +185,8 @@ def place(item: Item, rng: random.Random) -> Exchange:
     return Exchange("place", phrase(rng.choice(PLACE), facts()[item.object]), third)
 
 
-def caption(
-    contents: list[tuple[str, str]], rng: random.Random, asked: tuple[str, ...] = CAPTION, image: bool = True
-) -> Exchange:
-    """A sentence that lists (object, color) in the order given; `asked` are the phrasings of the question."""
+def caption(contents: list[tuple[str, str]], rng: random.Random) -> Exchange:
+    """A sentence that lists (object, color) in the order given."""
     nouns = [article(f"{color} {item}") for item, color in contents]
     listed = nouns[0] if len(nouns) == 1 else ", ".join(nouns[:-1]) + " and " + nouns[-1]
-    return Exchange("caption", rng.choice(asked), f"There is {listed}.", image)
+    return Exchange("caption", rng.choice(CAPTION), f"There is {listed}.")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from vlmsteer import methods_cli
+from vlmsteer import methods_cli, score_cli
 from vlmsteer.console import (
     AsJson,
     Model,
@@ -41,7 +41,7 @@ app.add_typer(pvp_app, name="pvp")
 app.add_typer(world_app, name="world")
 app.add_typer(counterfacts_app, name="counterfacts")
 app.add_typer(recipe_app, name="recipe")
-for command in (methods_cli.methods, methods_cli.learn, methods_cli.compare):
+for command in (methods_cli.methods, methods_cli.learn, methods_cli.compare, score_cli.score):
     app.command()(command)
 
 Attribute = Annotated[str, typer.Option(help="color or size.")]

@@ -94,3 +94,12 @@ for _name, _module in (
 ):  # fmt: skip
     METHODS.add(_name, f"vlmsteer.methods.{_module}:METHOD")
 METHODS.add("nl_iti", "vlmsteer.methods.iti:NL_ITI")
+
+BENCHMARKS = Registry("benchmark")
+for _name in (
+    "pope", "chair", "amber", "mme", "mmhal", "hallusionbench", "mats", "naturalbench", "vlind", "vilp",
+    "vlms_are_biased", "phd", "vcf", "truthfulqa",
+):  # fmt: skip
+    BENCHMARKS.add(_name, f"vlmsteer.bench.{_name}:BENCHMARK")
+BENCHMARKS.add("amber-g", "vlmsteer.bench.amber:AMBER_G")
+BENCHMARKS.add("amber-d", "vlmsteer.bench.amber:AMBER_D")

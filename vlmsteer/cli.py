@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from vlmsteer import methods_cli, score_cli
+from vlmsteer.bench_cli import app as bench_app
 from vlmsteer.console import (
     AsJson,
     Model,
@@ -41,6 +42,7 @@ app.add_typer(pvp_app, name="pvp")
 app.add_typer(world_app, name="world")
 app.add_typer(counterfacts_app, name="counterfacts")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(bench_app, name="bench")
 for command in (methods_cli.methods, methods_cli.learn, methods_cli.compare, score_cli.score):
     app.command()(command)
 

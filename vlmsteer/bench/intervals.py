@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlmsteer.bench.benchmark import Scorer, Tally
-from vlmsteer.bench.statistics import Rate, Z, _check_bootstrap, _resamples, _wilson_fallback
+from vlmsteer.bench.statistics import Rate, Z, check_bootstrap, resamples, wilson_fallback
 from vlmsteer.errors import InputError
 
 POWER = 2.8  # 97.5 % and 80 % quantiles of the normal distribution, 1.96 + 0.84
@@ -97,7 +97,7 @@ def metric_contrast(
     places = {group: number for number, group in enumerate(order)}
     totals = [_group_sums(tally, names, places) for tally in tallies]  # each (groups, counts)
     n = min(sum(group in places for group in tally.groups) for tally in tallies)
-    _check_bootstrap(n, None, draws)
+    check_bootstrap(n, None, draws)
 
     values = [_metrics(scorer, names, total.sum(axis=0)) for total in totals]
     alone = [_metrics(scorer, names, total) for total in totals]
@@ -180,7 +180,7 @@ def _draw(totals: Sequence[np.ndarray], draws: int, seed: int) -> list[np.ndarra
         return [np.full((draws, total.shape[1]), math.nan) for total in totals]
     side_by_side = np.concatenate(totals, axis=1)
     parts = []
-    for chosen in _resamples(count, draws, seed):
+    for chosen in resamples(count, draws, seed):
         offsets = count * np.arange(len(chosen))[:, None]
         times = np.bincount((chosen + offsets).ravel(), minlength=count * len(chosen)).reshape(len(chosen), count)
         parts.append(times.astype(np.float64) @ side_by_side)
@@ -194,7 +194,7 @@ def _estimate(
     if n == 0 or not math.isfinite(value) or len(drawn) == 0:
         return Estimate(value if n and math.isfinite(value) else math.nan, n, NOWHERE, groups)
     if np.ptp(drawn) <= 1e-12 * max(1.0, abs(value)):
-        low, high = _wilson_fallback(value, observed, bounds) if bounds else NOWHERE
+        low, high = wilson_fallback(value, observed, bounds) if bounds else NOWHERE
         return Estimate(value, n, (low, high), groups, (high - low) / (2 * Z))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Estimate(value, n, (float(low), float(high)), groups, float(drawn.std(ddof=1)))

@@ -120,14 +120,14 @@ def ratio_contrast(
     n = len(parts[0][0])
     if any(len(values) != n for pair in parts for values in pair):
         raise InputError("Paired ratios need the same items: as many numerators and denominators in each of them.")
-    _check_bootstrap(n, clusters, draws)
+    check_bootstrap(n, clusters, draws)
     totals = [tuple(_cluster_totals(values, clusters)[0] for values in pair) for pair in parts]
     if n == 0 or any(below.sum() == 0 for _, below in totals):
         return Rate(math.nan, n, (math.nan, math.nan))
     value = float(sum(w * above.sum() / below.sum() for w, (above, below) in zip(weights, totals, strict=True)))
     drawn = np.zeros(draws)
     start = 0
-    for chosen in _resamples(len(totals[0][0]), draws, seed):
+    for chosen in resamples(len(totals[0][0]), draws, seed):
         rows = slice(start, start + len(chosen))
         for weight, (above, below) in zip(weights, totals, strict=True):
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -137,7 +137,7 @@ def ratio_contrast(
     if np.ptp(drawn) < 1e-12:
         low, high = sum(w for w in weights if w < 0), sum(w for w in weights if w > 0)
         nowhere = (math.nan, math.nan)
-        return Rate(value, n, _wilson_fallback(value, len(totals[0][0]), (low, high)) if bounded else nowhere)
+        return Rate(value, n, wilson_fallback(value, len(totals[0][0]), (low, high)) if bounded else nowhere)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Rate(value, n, (float(low), float(high)))
 
@@ -153,27 +153,27 @@ def _bootstrap(
     values: np.ndarray, clusters: Sequence[Hashable] | None, draws: int, seed: int, bounds: tuple[float, float]
 ) -> Rate:
     n = len(values)
-    _check_bootstrap(n, clusters, draws)
+    check_bootstrap(n, clusters, draws)
     if n == 0:
         return Rate(math.nan, 0, (math.nan, math.nan))
     sums, sizes = _cluster_totals(values, clusters)
     mean = float(values.mean())
     if np.ptp(sums / sizes) < 1e-12:
-        return Rate(mean, n, _wilson_fallback(mean, len(sums), bounds))
+        return Rate(mean, n, wilson_fallback(mean, len(sums), bounds))
 
-    rates = [sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in _resamples(len(sums), draws, seed)]
+    rates = [sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in resamples(len(sums), draws, seed)]
     low, high = np.percentile(np.concatenate(rates), [2.5, 97.5])
     return Rate(mean, n, (float(low), float(high)))
 
 
-def _check_bootstrap(n: int, clusters: Sequence[Hashable] | None, draws: int) -> None:
+def check_bootstrap(n: int, clusters: Sequence[Hashable] | None, draws: int) -> None:
     if clusters is not None and len(clusters) != n:
         raise InputError(f"Every item needs one cluster label: {n} items, {len(clusters)} labels.")
     if draws < 1:
         raise InputError(f"A bootstrap needs at least 1 draw, not {draws}.")
 
 
-def _resamples(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+def resamples(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Cluster indices (some draws, count), until all draws are made."""
     generator = np.random.default_rng(seed)
     step = max(1, DRAWN_AT_ONCE // count)
@@ -190,7 +190,7 @@ def _cluster_totals(values: np.ndarray, clusters: Sequence[Hashable] | None) -> 
     return np.bincount(labels, weights=values), np.bincount(labels).astype(np.float64)
 
 
-def _wilson_fallback(value: float, clusters: int, bounds: tuple[float, float]) -> tuple[float, float]:
+def wilson_fallback(value: float, clusters: int, bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
     if not low <= value <= high:
         return math.nan, math.nan

@@ -63,7 +63,7 @@ def test_a_pair_is_four_items_with_the_published_prompts(tmp_path: Path) -> None
     ]
     assert items[0].prompt == "Answer with one word. What color is this cherry?"
     assert items[1].prompt == "Answer with one word. What color are most cherrys?"
-    assert {item.group for item in items} == {"cherry", "ant"}
+    assert {item.cluster for item in items} == {"cherry", "ant"}
     sizes = {item.prompt.partition("larger ")[2] for item in items[4:]}
     order = {text.partition(", ")[2] for text in sizes}
     assert len(order) == 1, "both questions list the options alike"

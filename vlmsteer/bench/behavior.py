@@ -115,7 +115,7 @@ def _yes_no_metrics(sums: Sums) -> dict[str, np.ndarray]:
 
 
 def _written(items: Sequence[Item], answers: Sequence[Answer]) -> list[tuple[str, str]]:
-    return [(item.group, answer.text) for item, answer in zip(items, answers, strict=True) if not item.choices]
+    return [(item.cluster, answer.text) for item, answer in zip(items, answers, strict=True) if not item.choices]
 
 
 def _first_tokens(items: Sequence[Item], answers: Sequence[Answer]) -> Tally:
@@ -136,7 +136,7 @@ def _first_tokens(items: Sequence[Item], answers: Sequence[Answer]) -> Tally:
         "margin": values,
         "right_margin": known * np.where(truth, values, -values),
     }
-    return Tally([item.group for item, _ in rows], {name: list(map(float, one)) for name, one in counts.items()})
+    return Tally([item.cluster for item, _ in rows], {name: list(map(float, one)) for name, one in counts.items()})
 
 
 def _first_token_metrics(sums: Sums) -> dict[str, np.ndarray]:

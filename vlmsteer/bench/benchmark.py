@@ -30,11 +30,11 @@ class Item:
         id: unique within the benchmark.
         image: the image's file, None if the question is asked without one.
         prompt: the question as it is asked, with whatever the benchmark's protocol adds to it.
-        group: what it shares with other items (an image, a pair, a quadruple). A limit keeps groups whole, and
-            intervals resample them whole.
+        group: what belongs together (the questions about an image, a pair, a quadruple): a limit keeps it whole.
         gold: what scorers read besides the answer: JSON values.
         choices: answers whose log-probabilities are asked for instead of a written answer.
         max_new_tokens: the longest answer, None for the benchmark's.
+        kind: what groups share in turn, such as the object that several pairs show; None if nothing.
     """
 
     id: str
@@ -44,6 +44,12 @@ class Item:
     gold: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     max_new_tokens: int | None = None
+    kind: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """What intervals resample whole."""
+        return self.group if self.kind is None else self.kind
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts by row, each as long as `groups`; a row is an item, or whatever is scored together (a pair, an image)."""
+    """Counts by row, each as long as `groups`; a row is an item, or whatever is scored together (a pair, an image).
+
+    `groups` are the items' clusters, which intervals resample whole.
+    """
 
     groups: list[str]
     counts: dict[str, list[float]]

@@ -120,7 +120,7 @@ def report(
         draws, seed: of the resampling.
 
     Returns:
-        The table in Markdown.
+        The main tables in Markdown; table.md has all.
 
     Raises:
         InputError: if the folder cannot be read or written.
@@ -140,7 +140,7 @@ def report(
     }  # fmt: skip
     for name, content in written.items():
         _write(run.folder / name, content)
-    return markdown
+    return tables.as_markdown(made, further=False)
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -135,7 +135,7 @@ def _task(run: Run, task: str, names: Sequence[str] | None, draws: int, seed: in
             found[scorer.name] = scored
     return {
         "benchmark": benchmark.name, "title": benchmark.title, "source": benchmark.source, "notes": benchmark.notes,
-        "version": benchmark.version, "items": len(items), "groups": len({item.group for item in items}),
+        "version": benchmark.version, "items": len(items), "groups": len({item.cluster for item in items}),
         "arms": arms, "scorers": found, "skipped_scorers": skipped,
     }  # fmt: skip
 

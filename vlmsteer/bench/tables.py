@@ -62,7 +62,8 @@ def build(found: dict[str, Any]) -> list[Table]:
         for number, (scorer, scored) in enumerate(about["scorers"].items()):
             metrics = scored["metrics"]
             first = metrics[:MAIN] if number == 0 else []
-            title = f"{about['title']}, {about['items']} items in {about['groups']} groups, scored by {scorer}"
+            groups = f"{about['groups']} group{'s' if about['groups'] > 1 else ''}"
+            title = f"{about['title']}, {about['items']} items in {groups}, scored by {scorer}"
             if number == 0:
                 note = " ".join(f"Not scored by {name}: {why}" for name, why in about["skipped_scorers"].items())
                 tables.append(_table(task, title, about, [(scorer, metric) for metric in first], True, note))
@@ -110,10 +111,10 @@ def certain(rate: Rated) -> bool:
     return rate is not None and rate["interval"][0] is not None and (rate["interval"][0] > 0 or rate["interval"][1] < 0)
 
 
-def as_markdown(tables: Sequence[Table]) -> str:
-    """All tables as Markdown, the main ones first."""
+def as_markdown(tables: Sequence[Table], further: bool = True) -> str:
+    """Tables as Markdown, the main ones first; `further` whether others follow."""
     parts = [LEGEND]
-    for main in (True, False):
+    for main in (True, False) if further else (True,):
         if not main and any(not table.main for table in tables):
             parts.append("## Further metrics")
         for table in tables:

@@ -132,7 +132,7 @@ def flips(
             continue
         if gold["picture"] == "original":
             if matches(first, gold["prior"], kind, loose):
-                outcomes["real_broken"].append((not matches(second, gold["prior"], kind, loose), item.group))
+                outcomes["real_broken"].append((not matches(second, gold["prior"], kind, loose), item.cluster))
             continue
         if gold["scope"] != TARGETS[target]:
             continue
@@ -143,11 +143,11 @@ def flips(
             kept[item.id] = text
         start, end, goal = ({item.id: text} for text in texts)
         counted = count_flips(start, end, goal, kind, rule)
-        outcomes["changed"].append((bool(counted.flips), item.group))
+        outcomes["changed"].append((bool(counted.flips), item.cluster))
         if counted.eligible:
-            outcomes["flipped"].append((bool(counted.flips_to_target), item.group))
+            outcomes["flipped"].append((bool(counted.flips_to_target), item.cluster))
         else:
-            outcomes["broken"].append((not matches(second, wanted, kind, loose), item.group))
+            outcomes["broken"].append((not matches(second, wanted, kind, loose), item.cluster))
     rates = {name: rate([hit for hit, _ in rows], [group for _, group in rows]) for name, rows in outcomes.items()}
     counts = {kind: count_flips(*texts, attribute=kind, scorer=rule) for kind, texts in told.items() if texts[0]}
     return Flips(**rates, counts=counts)
@@ -175,7 +175,8 @@ def _items(pair: Pair, prompt: str) -> list[Item]:
             id=f"{pair.attribute}/{pair.id}/{picture}/{scope}",
             image=paths[picture],
             prompt=_question(pair, scope, prompt),
-            group=pair.object,
+            group=f"{pair.attribute}/{pair.id}",
+            kind=pair.object,
             gold={
                 "attribute": pair.attribute,
                 "picture": picture,
@@ -232,7 +233,7 @@ def _tally(items: Sequence[Item], answers: Sequence[Answer], loose: bool) -> Tal
         counts["neither"][row] = float(not any(said.values()))
         for what, hit in said.items():
             counts[f"{cell}:{what}"][row] = float(hit)
-    return Tally([item.group for item in items], counts)
+    return Tally([item.cluster for item in items], counts)
 
 
 def _metrics(sums: Sums) -> dict[str, np.ndarray]:

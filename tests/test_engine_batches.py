@@ -50,6 +50,38 @@ def test_rows_with_and_without_an_image(positions: Any, session: Any, pictures: 
     assert session.ask_many(images, questions, steer, 4) == answers
 
 
+@pytest.mark.parametrize(
+    ("pattern", "positions"),
+    [("text.*.block_out", one) for one in ("image", "question", "all")]
+    + [("text.1.mlp_out", "all"), ("vision.*.block_out", "all"), ("projector.*.block_out", "all")],
+)
+def test_questions_share_an_image_that_a_recipe_changes(
+    pattern: str, positions: str, session: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answers as it would alone; where the family's image comes first, it is read once for all its questions."""
+    if not any(str(site).startswith(pattern.split(".")[0]) for site in session.sites):
+        pytest.skip(f"{session.family.name} has no {pattern.split('.')[0]}")
+    steer = recipe(session, pattern, positions=positions, size=1.5)
+    images = [pictures[0], pictures[1], pictures[0], pictures[0], pictures[1]]
+    questions = [*QUESTIONS, "And this?", "red?"]
+    alone = [session.ask(image, text, steer, 6) for image, text in zip(images, questions, strict=True)]
+    plain = session.ask_many(images, questions, None, 6)
+    read: list[int] = []
+    look = session._prefill
+
+    def counted(layout: Any, *more: Any) -> Any:
+        read.append(len(layout.positions))
+        return look(layout, *more)
+
+    monkeypatch.setattr(session, "_prefill", counted)
+    with session.opened(images, questions, steer) as stream:
+        close(stream.logits, one_by_one(session, images, questions, [steer] * 5))
+    one_length = session.encoder.encode(images, questions).shareable  # some families cut images into many tiles
+    assert read == ([2, 5] if session.family.image_first and one_length else [5])
+    assert session.ask_many(images, questions, steer, 6) == alone
+    assert alone != plain
+
+
 def different(session: Any) -> list[Any]:
     return [
         None,

@@ -131,7 +131,10 @@ class Encoded:
         positions = torch.stack([self.rows[row].positions[:length] for row in firsts]).to(device)
         suffix = self._padded(length, device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **_one_after_the_other(self.images, device)}
-        return Layout(inputs, positions, Prompt(suffix.prompt.columns)), suffix
+        shown = torch.zeros(len(firsts), suffix.prompt.columns, dtype=torch.bool, device=device)
+        asked = shown.clone()  # the question comes after its image
+        shown[:, :length] = ids == self.image_token
+        return Layout(inputs, positions, Prompt(suffix.prompt.columns, asked, shown)), suffix
 
     def _padded(self, before: int, device: torch.device) -> Layout:
         """What follows the first `before` tokens of each row, padded to the left of it."""

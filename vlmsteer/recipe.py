@@ -316,6 +316,13 @@ class Recipe:
         )
 
     @property
+    def same_prefix(self) -> bool:
+        """True if what it does to a prompt's beginning is the same whatever follows: prompts may share that."""
+        return not self.per_question and all(
+            isinstance(edit.positions, str) and edit.gate is None for edit in self.edits
+        )
+
+    @property
     def decoding(self) -> tuple[Rule, ...]:
         """Its rules that change the way of decoding."""
         return tuple(rule for rule in self.rules if rule.name not in IN_FORWARD and rule.strength != 0)

@@ -391,18 +391,19 @@ class Session:
         return Prefilled(outputs.logits[:, -1].to(self.device), outputs.past_key_values, mask, position)
 
     def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run) -> tuple[Prefilled, Run]:
-        """Prefill; rows about one image share its prefix unless something reads or edits it."""
+        """Prefill; rows about one image share its prefix, with what one recipe for all does there."""
         listed = [recipes] if recipes is None or isinstance(recipes, Recipe) else recipes
-        if self._may_share(encoded) and all(recipe is None or recipe.last_only for recipe in listed):
-            suffix, shared = self._share(encoded)
+        untouched = all(recipe is None or recipe.last_only for recipe in listed)
+        if self._may_share(encoded) and (untouched or (isinstance(recipes, Recipe) and recipes.same_prefix)):
+            suffix, shared = self._share(encoded, Run() if untouched else Run(run.actions))
             return self._prefill(suffix, run, shared), replace(run, prompt=suffix.prompt)
         layout = encoded.whole(self.device)
         return self._prefill(layout, run), replace(run, prompt=layout.prompt)
 
-    def _share(self, encoded: Encoded) -> tuple[Layout, Any]:
+    def _share(self, encoded: Encoded, run: Run) -> tuple[Layout, Any]:
         """What is left of each prompt after its image, and a cache that has read each image once."""
         prefix, suffix = encoded.split(self.device)
-        cache = self._prefill(prefix, Run()).cache
+        cache = self._prefill(prefix, run).cache
         cache.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
         return suffix, cache
 
@@ -422,7 +423,7 @@ class Session:
             raise SiteError("A grid of recipes cannot run inside another read or apply block of the same model.")
         cache = None
         if self._may_share(encoded):
-            layout, cache = self._share(encoded)
+            layout, cache = self._share(encoded, Run())
         else:
             layout = encoded.whole(self.device)
         body, last = layout.cut(1)

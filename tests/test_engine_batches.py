@@ -82,6 +82,29 @@ def test_questions_share_an_image_that_a_recipe_changes(
     assert alone != plain
 
 
+def test_a_repeated_image_is_processed_once(anyone: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every row gets what the plain processor gives for it."""
+    encoder, images = anyone.encoder, [pictures[1], pictures[0], pictures[1], pictures[1]]
+    questions = [*QUESTIONS, "And this?"]
+    given: list[int] = []
+    kind = type(encoder.processor.image_processor)
+    preprocess = kind.preprocess
+
+    def counted(self: Any, shown: Any, *more: Any, **options: Any) -> Any:
+        given.append(len(shown))
+        return preprocess(self, shown, *more, **options)
+
+    monkeypatch.setattr(kind, "preprocess", counted)
+    once = encoder.encode(images, questions)
+    assert given == [2]
+    monkeypatch.setattr(encoder, "_once", encoder.processor)
+    plain = encoder.encode(images, questions)
+    for ours, theirs in zip(once.rows, plain.rows, strict=True):
+        assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.positions, theirs.positions)
+    for ours, theirs in zip(once.images, plain.images, strict=True):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def different(session: Any) -> list[Any]:
     return [
         None,

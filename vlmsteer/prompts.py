@@ -6,6 +6,7 @@ end of the image (the same for every row) before the rest, so that rows about on
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -179,6 +180,35 @@ def _side_by_side(rows: list[dict[str, Tensor]], device: torch.device) -> dict[s
     }
 
 
+class Distinct:
+    """An image processor that looks at each image once, however often it is given; else the real one."""
+
+    def __init__(self, real: Any, packed: bool) -> None:
+        self.real, self.packed = real, packed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """As the real one, of a flat list of images."""
+        numbers: dict[int, int] = {}
+        if not isinstance(images, list):
+            return self.real(images, **options)
+        places = [numbers.setdefault(id(image), len(numbers)) for image in images]
+        if len(numbers) == len(images):
+            return self.real(images, **options)
+        made = self.real([images[places.index(number)] for number in range(len(numbers))], **options)
+        if self.packed:  # all images' patches follow each other in one tensor
+            grids = torch.as_tensor(made["image_grid_thw"])
+            patches = torch.as_tensor(made["pixel_values"]).split(grids.prod(-1).tolist())
+            made["pixel_values"] = torch.cat([patches[place] for place in places])
+            made["image_grid_thw"] = grids[places]
+            return made
+        for name, values in made.items():
+            made[name] = values[places] if isinstance(values, Tensor) else [values[place] for place in places]
+        return made
+
+
 class Encoder:
     """Makes prompts in a model's own format with its own processor."""
 
@@ -190,6 +220,8 @@ class Encoder:
         if family.reads_prompt == "encoder":
             self.start = config.text_config.decoder_start_token_id
         self._tails: dict[bool, str] = {}
+        self._once = copy.copy(processor)
+        self._once.image_processor = Distinct(processor.image_processor, family.patches is not None)
 
     def encode(
         self,
@@ -218,7 +250,7 @@ class Encoder:
                 continue
             given = {"images": [opened[owners[row]] for row in numbers]} if shown else {}
             text = [texts[row] for row in numbers]
-            batch = dict(self.processor(text=text, return_offsets_mapping=True, padding=False, **given))
+            batch = dict(self._once(text=text, return_offsets_mapping=True, padding=False, **given))
             tokens = {name: batch.pop(name) for name in ("input_ids", "offset_mapping")}
             asked = {name: batch.pop(name) for name in self.family.question_inputs}
             for name in ("attention_mask", "mm_token_type_ids"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,7 +32,7 @@ SIDE, PATCH, QUESTIONS, TOKENS, REPEATS = 336, 14, 60, 10, 3
 def save(folder: Path) -> None:
     """A LLaVA with 24 x 24 image tokens."""
     model, processor = build()
-    config = model.config
+    config: Any = model.config
     config.vision_config.image_size, config.vision_config.patch_size = SIDE, PATCH
     config.image_seq_length, config.text_config.max_position_embeddings = (SIDE // PATCH) ** 2, 1024
     torch.manual_seed(0)

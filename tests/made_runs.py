@@ -68,7 +68,7 @@ def named_metrics(sums: Sums) -> dict[str, np.ndarray]:
 
 
 JUDGED = Scorer("quiz@plain", "made up", judged, judged_metrics, {"f1": 1, "accuracy": 1, "precision": 1, "total": 1},
-                frozenset({"accuracy"}))  # fmt: skip
+                frozenset({"accuracy"}), numbers=frozenset({"total"}))  # fmt: skip
 NAMED = Scorer("colors@words", "made up", named, named_metrics, {"chair_i": -1, "chair_s": -1})
 
 

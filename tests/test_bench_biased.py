@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -118,12 +119,15 @@ def test_load_the_hubs_parquet_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"ground_truth": " "}, {}, "Row 2 .*empty 'ground_truth'"),
         ({"expected_bias": None}, {}, "Row 2 .*'expected_bias'"),
         ({}, {"split": "mian"}, "did you mean 'main'"),
-        ({}, {"split": "original"}, "no table original"),
+        ({}, {"split": "original"}, "for a table original"),
         ({}, {"prompt": "x"}, "no prompt 'x'"),
         ({"image_path": "gone.png"}, {}, "gone.png"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, change: dict[str, Any], options: dict[str, Any], complaint: str) -> None:
+def test_what_is_wrong_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], options: dict[str, Any], complaint: str
+) -> None:
+    hub.offline(monkeypatch, tmp_path / "hub")
     rows = [published(1, 384), published(2, 384)]
     pictures(tmp_path, rows)
     (tmp_path / "main.json").write_text(json.dumps([rows[0], {**rows[1], **change}]))

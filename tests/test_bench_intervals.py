@@ -27,7 +27,7 @@ def _metrics(sums: Sums) -> dict[str, np.ndarray]:
             "words": share(sums["words"], sums["n"]), "rare": share(sums["hit"], sums["rare"])}  # fmt: skip
 
 
-SCORER = Scorer("s", "made up", _unused, _metrics, {"right": 1}, frozenset({"percent"}))
+SCORER = Scorer("s", "made up", _unused, _metrics, {"right": 1}, frozenset({"percent"}), numbers=frozenset({"words"}))
 
 
 def made(seed: int, rows: int = 60, groups: int = 20, ease: float = 0.0) -> Tally:
@@ -119,6 +119,8 @@ def test_where_no_draw_differs_wilson_takes_over() -> None:
     assert found["f1"].interval == pytest.approx(rate([1.0] * 10).interval)
     assert found["percent"].interval == pytest.approx([100 * bound for bound in rate([1.0] * 10).interval])
     assert found["words"].rate == 5.0 and all(map(math.isnan, found["words"].interval))
+    one = metric_intervals(all_right(40, 10, words=1.0), SCORER)["words"]
+    assert one.rate == 1.0 and all(map(math.isnan, one.interval)), "a mean of one word is no share"
     same = metric_contrast([tally, tally], SCORER, [-1, 1])
     assert same["right"].interval == pytest.approx(paired_difference([1.0] * 10, [1.0] * 10).interval)
     assert minimum_detectable(same["right"]) > 0 and math.isnan(minimum_detectable(same["words"]))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vlmsteer import cli, console
+from vlmsteer.bench import mats_clip
 from vlmsteer.bench.benchmark import Answer, Item
 from vlmsteer.bench.files import Files
 from vlmsteer.bench.inversion import deny, invert
+from vlmsteer.bench.ledger import rows_in
 from vlmsteer.bench.mats import BENCHMARK, PROMPTS, verdict
-from vlmsteer.bench.mats_clip import answers as clip_answers
 from vlmsteer.errors import InputError
 from vlmsteer_counterfacts.clip import load_scorer
 
@@ -42,6 +47,7 @@ ABSURD = [
 
 
 def folder(path: Path, vsr: Sequence[dict[str, Any]] = ROWS, absurd: Sequence[dict[str, Any]] = ABSURD) -> Files:
+    path.mkdir(exist_ok=True)
     (path / "vsr.json").write_text(json.dumps(list(vsr)))
     (path / "absurd.json").write_text(json.dumps(list(absurd)))
     (path / "images").mkdir(exist_ok=True)
@@ -258,29 +264,118 @@ def test_two_statements_about_one_picture_may_share_their_published_id(tmp_path:
     ]  # fmt: skip
 
 
-def test_no_files_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no table mats or vsr"):
+def test_no_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.offline(monkeypatch, tmp_path / "hub")
+    with pytest.raises(InputError, match="Looked for a table vsr or absurd or mats .*'thubZ9/mats-dataset' is not in"):
         BENCHMARK.items(Files(tmp_path))
 
 
 def test_a_contrastive_encoder_answers_the_same_items(tmp_path: Path) -> None:
-    items = BENCHMARK.items(folder(tmp_path), inversion="words")
     model = load_scorer(device="cpu")
-    given = clip_answers(items, model)
-    for item, answer in zip(items, given, strict=True):
-        other = item.gold["inverse"] if item.gold["part"] != "absurd" else deny(item.gold["statement"])
-        assert answer.text == (
-            "TRUE" if model.agrees(item.image or "", item.gold["statement"], other) >= 0 else "FALSE"
-        )
-    found = BENCHMARK.scorer("reference").score(items, given)
-    assert (found["SCS"], found["coverage"]) == (1, 1)  # one comparison gives both answers of a pair
-    for item, answer in zip(items, clip_answers(items, model, against="denial"), strict=True):
-        said = model.agrees(item.image or "", item.gold["statement"], deny(item.gold["statement"])) >= 0
-        assert answer.text == ("TRUE" if said else "FALSE")
+    for against in mats_clip.AGAINST:
+        items = mats_clip.BENCHMARK.items(folder(tmp_path / against), inversion="words", against=against)
+        assert [item.id for item in items] == [
+            item.id for item in BENCHMARK.items(Files(tmp_path / against), inversion="words")
+        ]
+        given = mats_clip.answers(items, model)
+        for item, answer in zip(items, given, strict=True):
+            statement, inverse = item.gold["statement"], item.gold["inverse"]
+            other = inverse if against == "inversion" and item.gold["part"] != "absurd" else deny(statement)
+            assert item.prompt == f"{statement} / {other}"
+            nearer = model.agrees(item.image or "", statement, other)
+            assert answer.text == ("TRUE" if nearer >= 0 else "FALSE")
+            true, false = answer.logprobs["TRUE"], answer.logprobs["FALSE"]
+            assert math.exp(true) + math.exp(false) == pytest.approx(1)
+            assert true - false == pytest.approx(float(model.model.logit_scale.detach().exp()) * nearer, abs=1e-4)
+        if against == "inversion":
+            found = BENCHMARK.scorer("reference").score(items, given)
+            assert (found["SCS"], found["coverage"]) == (1, 1)  # one comparison gives both answers of a pair
 
 
-def test_a_contrastive_encoder_refuses_other_items() -> None:
-    with pytest.raises(InputError, match="no statement about an image"):
-        clip_answers([Item("1", None, "?", "g", {})], "tiny-clip")
+def test_a_contrastive_encoder_refuses_other_items(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no two statements"):
+        mats_clip.answers([Item("1", None, "?", "g", {})], "tiny-clip")
     with pytest.raises(InputError, match="did you mean 'denial'"):
-        clip_answers([], "tiny-clip", against="denail")
+        mats_clip.load(folder(tmp_path), against="denail")
+
+
+def test_what_is_a_contrastive_encoder(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").touch()
+    assert mats_clip.encoder("tiny-clip") == "tiny-clip"
+    assert mats_clip.encoder("open_clip:ViT-B-32/laion2b_s34b_b79k") == "ViT-B-32/laion2b_s34b_b79k"
+    assert mats_clip.encoder("hf-hub:a/b") == "hf-hub:a/b"
+    assert mats_clip.encoder(str(tmp_path)) == str(tmp_path)
+    assert mats_clip.encoder("tiny-llava") is None and mats_clip.encoder(str(tmp_path.parent)) is None
+
+
+Main = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Main:
+    """Runs a command: its exit code, what it printed, and its complaints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "placement", {})
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vlmsteer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out, printed.err.replace("\n", " ")
+
+    return run
+
+
+def test_an_encoder_runs_from_the_command_line_and_goes_on(main: Main, tmp_path: Path) -> None:
+    folder(tmp_path / "data")
+    command = ("bench", "mats", "--model", "tiny-clip", "--data", "data", "--set", "against=denial", "--out", "out")
+    code, printed, complaints = main(*command)
+    assert code == 0 and "SCS" in printed, complaints
+    items = mats_clip.BENCHMARK.items(Files(tmp_path / "data"), against="denial")
+    rows = rows_in(tmp_path / "out" / "samples.jsonl")
+    answers = mats_clip.answers(items, "tiny-clip")
+    assert [(row["item"], row["answer"], row["error"]) for row in rows] == [
+        (item.id, answer.text, None) for item, answer in zip(items, answers, strict=True)
+    ]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["tasks"]["mats"]["scorers"]
+    expected = BENCHMARK.scorer("strict").score(items, answers)
+    values = metrics["strict"]["arms"]["none"]["values"]
+    assert {name: rate["rate"] for name, rate in values.items()} == {
+        name: value for name, value in expected.items() if not math.isnan(value)
+    }
+    assert (tmp_path / "out" / "report.html").is_file() and "SCS is 1 by construction" in "".join(
+        (tmp_path / "out" / "report.html").read_text().split("\n")
+    )
+    text = (tmp_path / "out" / "samples.jsonl").read_text()
+    (tmp_path / "out" / "samples.jsonl").write_text("".join(text.splitlines(keepends=True)[:2]) + '{"key": "cut o')
+    code, printed, complaints = main(*command, "--json")
+    assert code == 0 and json.loads(printed)["answers"] == len(items), complaints
+    assert [row["answer"] for row in rows_in(tmp_path / "out" / "samples.jsonl")] == [row["answer"] for row in rows]
+    code, _, complaints = main(*command[:6], "--out", "out")
+    assert code == 2 and "holds another run" in complaints
+
+
+def test_an_image_that_cannot_be_read_is_an_error_of_its_items(main: Main, tmp_path: Path) -> None:
+    files = folder(tmp_path / "data")
+    items = mats_clip.BENCHMARK.items(files)
+    broken = Path(str(items[0].image))
+    broken.write_bytes(b"no picture")
+    code, _, complaints = main("bench", "mats", "--model", "tiny-clip", "--data", "data", "--out", "out")
+    assert code == 0 and broken.name in complaints
+    rows = rows_in(tmp_path / "out" / "samples.jsonl")
+    assert {row["item"] for row in rows if row["error"]} == {one.id for one in items if one.image == str(broken)}
+    assert all(row["answer"] in ("TRUE", "FALSE") for row in rows if not row["error"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pope", "mats"], "it takes mats alone; leave out pope."),
+        (["mats", "--recipe", "vista.safetensors"], "leave out --recipe."),
+        (["mats", "--beams", "3", "--strength", "0", "1"], "leave out --strength, --beams."),
+    ],
+)
+def test_an_encoder_says_what_it_cannot_do(main: Main, arguments: list[str], sentence: str) -> None:
+    code, _, complaints = main("bench", *arguments, "--model", "tiny-clip")
+    assert code == 2 and "'tiny-clip' is a contrastive encoder" in complaints and sentence in complaints

@@ -21,7 +21,9 @@ from vlmsteer.bench.benchmark import Scorer, Tally
 from vlmsteer.bench.flips import worst
 from vlmsteer.bench.results import read_run, report
 from vlmsteer.errors import InputError
+from vlmsteer.registry import BENCHMARKS as REGISTERED
 
+CONTROLS = ["↳ 2 random directions", "↳ beyond random", "↳ yes bias", "↳ beyond yes bias"]
 EVIL = 'No. <script>alert("x")</script> <img src="https://example.org/x.png"> & <b>bold</b>'
 
 
@@ -87,12 +89,11 @@ def test_markdown_shows_each_arm_with_its_controls_beneath(folder: Path, found: 
     quiz = text[text.index("### quiz") : text.index("### colors")]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in quiz.splitlines() if "|" in line]
     assert [row[0] for row in rows[2:]] == [
-        "none (baseline)", "vista x0.5", "↳ 2 random directions", "↳ yes bias",
-        "vista", "↳ 2 random directions", "↳ yes bias",
+        "none (baseline)", "vista x0.5", *CONTROLS, "vista", *CONTROLS,
     ]  # fmt: skip
     assert rows[0][1:] == [
         "f1 %",
-        "accuracy",
+        "accuracy %",
         "precision %",
         "total",
         "yes %",
@@ -106,9 +107,14 @@ def test_markdown_shows_each_arm_with_its_controls_beneath(folder: Path, found: 
     f1 = arms["vista"]["change"]["f1"]
     low, high = (100 * bound for bound in f1["interval"])
     cell = f"{100 * arms['vista']['values']['f1']['rate']:.1f} ({100 * f1['rate']:+.1f} [{low:.1f}, {high:.1f}])"
-    assert rows[6][1].strip("*") == cell and rows[6][1].startswith("**") == (low > 0 or high < 0)
-    assert rows[6][2].startswith(("**", "8", "9")) and rows[6][-1] == "1" and rows[6][-2] == "47"
-    assert rows[6][-3] == f"{100 * f1['minimum_detectable']:.1f}"
+    assert rows[8][1].strip("*") == cell and rows[8][1].startswith("**") == (low > 0 or high < 0)
+    assert rows[8][2].startswith(("**", "8", "9")) and rows[8][-1] == "1" and rows[8][-2] == "47"
+    assert rows[8][-3] == f"{100 * f1['minimum_detectable']:.1f}"
+    for number, control in ((10, "random"), (12, "yes bias")):  # what the arm has beyond each control
+        beyond = arms["vista"]["beyond"][control]["f1"]
+        low, high = (100 * bound for bound in beyond["interval"])
+        assert rows[number][1].strip("*") == f"{100 * beyond['rate']:+.1f} [{low:.1f}, {high:.1f}]"
+        assert rows[number][1].startswith("**") == (low > 0 or high < 0) and rows[number][-2] == "47"
 
 
 def test_a_change_is_bold_exactly_where_its_interval_excludes_zero(found: dict[str, Any]) -> None:
@@ -134,7 +140,10 @@ def test_csv_has_every_number_unrounded(folder: Path, found: dict[str, Any]) -> 
     assert [row["lost"], row["gained"]] == [str(expected["mcnemar"][name]) for name in ("lost", "gained")]
     base = next(r for r in rows if r["arm"] == "none" and r["metric"] == "chair_i")
     assert base["change"] == "" and base["scorer"] == "colors@words"
-    assert {r["control"] for r in rows} == {"", "2 random directions", "yes bias"}
+    assert {r["control"] for r in rows} == {"", *(name.removeprefix("↳ ") for name in CONTROLS)}
+    beyond = next(r for r in rows if (r["arm"], r["control"], r["metric"]) == ("vista", "beyond random", "f1"))
+    assert beyond["value"] == "" and float(beyond["change"]) == expected["beyond"]["random"]["f1"]["rate"]
+    assert {r["unit"] for r in rows if r["metric"] in ("accuracy", "f1", "total")} == {"percent", "share", "number"}
 
 
 def test_latex_is_escaped_and_balanced(folder: Path) -> None:
@@ -218,12 +227,20 @@ def test_captions_flip_by_what_they_score_alone(folder: Path) -> None:
     ("value", "unit", "signed", "text"),
     [
         (0.8704, "share", False, "87.0"), (0.013, "share", True, "+1.3"), (-0.0504, "share", True, "-5.0"),
-        (44.62, "points", False, "44.6"), (1510.33, "points", True, "+1510.3"), (12.384, "number", False, "12.38"),
-        (None, "share", True, "–"),
+        (44.62, "percent", False, "44.6"), (1510.334, "number", True, "+1510.33"), (12.384, "number", False, "12.38"),
+        (None, "share", True, "–"), (-0.0004, "share", False, "0.0"), (-0.004, "number", True, "+0.00"),
     ],
 )  # fmt: skip
 def test_numbers(value: float | None, unit: str, signed: bool, text: str) -> None:
     assert tables.number(value, unit, signed) == text
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_every_scorer_says_which_of_its_metrics_are_in_percent_and_which_are_numbers(name: str) -> None:
+    for scorer in REGISTERED.load(name).scorers:
+        assert scorer.percent | scorer.numbers <= scorer.wanted.keys() and not scorer.percent & scorer.numbers
+        assert {scorer.unit(metric) for metric in scorer.wanted} <= {"share", "percent", "number"}
+        assert all(scorer.unit(metric) == "number" for metric in ("words", "rating") if metric in scorer.wanted)
 
 
 def test_a_name_with_any_character_survives_every_format(tmp_path: Path) -> None:

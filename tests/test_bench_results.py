@@ -163,11 +163,49 @@ def test_texts_words_and_first_tokens() -> None:
     texts = TEXTS.score(items, answers)
     # "yes it is", "it is so", "is so yes", "so yes it", "yes it is", "it is so": two again; "it is not", "is not no"
     assert texts == pytest.approx({"words": (8 + 0 + 4 + 1) / 4, "repetition": 2 / 8, "empty": 1 / 4})
-    assert YES_NO.score(items, answers) == pytest.approx({"yes": 0.25, "no": 0.25, "neither": 0.5})
-    first = FIRST_TOKEN.score(items, answers)
-    assert first["accuracy"] == pytest.approx(2 / 3) and first["F1"] == pytest.approx(2 / 3) and first["yes"] == 0.5
-    assert first["margin"] == pytest.approx((0.5 - 1 - 2 + 50) / 4)
+    assert YES_NO.score(items, answers) == pytest.approx(dict.fromkeys(("yes", "no", "neither"), 1 / 3))
+    first = FIRST_TOKEN.score(items, answers)  # the last one wants neither yes nor no
+    assert first["accuracy"] == pytest.approx(2 / 3) and first["F1"] == pytest.approx(2 / 3)
+    assert first["yes"] == pytest.approx(1 / 3) and first["margin"] == pytest.approx((0.5 - 1 - 2) / 3)
     assert first["right margin"] == pytest.approx((0.5 + 1 - 2) / 3)
+    unknown = [Item(item.id, None, "?", item.id, {}) for item in items]
+    assert YES_NO.score(unknown, answers) == pytest.approx({"yes": 0.25, "no": 0.25, "neither": 0.5})
+    assert FIRST_TOKEN.score(unknown, answers)["margin"] == pytest.approx((0.5 - 1 - 2 + 50) / 4)
+
+
+def test_the_yes_bias_control_keeps_the_baselines_wording() -> None:
+    items = [Item(str(i), None, "?", "g", {"label": "yes"}) for i in range(5)]
+    texts = ["No, none.", "No.", "No.", "Yes!", "Unsure"]
+    base = {
+        str(i): Answer(text, {"yes": value, "no": 0.0})
+        for i, (text, value) in enumerate(zip(texts, (-3.0, -2.0, -1.0, 1.0, 2.0), strict=True))
+    }
+
+    def controlled(*yes: int) -> list[str]:
+        found = yes_bias(items, base, {str(i): Answer("Yes" if i in yes else "No") for i in range(5)})
+        assert found is not None
+        return [found[0][str(i)].text for i in range(5)]
+
+    assert controlled(3, 4) == texts
+    assert controlled(2, 3, 4) == ["No, none.", "No.", "Yes!", "Yes!", "Unsure"]
+    assert controlled(4) == ["No, none.", "No.", "No.", "No.", "Unsure"]
+    assert controlled() == ["No, none.", "No.", "No.", "No.", "No."]
+
+
+def test_captions_among_yes_no_questions_are_left_out_of_the_yes_bias() -> None:
+    items = [Item("caption", None, "Describe it.", "g", {"truth": ["cat"]})]
+    items += [Item(str(i), None, "?", "g", {"truth": "yes" if i % 2 else "no"}) for i in range(4)]
+    texts = ["A cat; there is no dog.", "No", "No", "Yes", "Yes"]
+    base = {
+        item.id: Answer(text, {"yes": value, "no": 0.0})
+        for item, text, value in zip(items, texts, (9.0, -2.0, -1.0, 1.0, 2.0), strict=True)
+    }
+    steered = {item.id: Answer("Yes" if item.id in ("caption", "3") else "No") for item in items}
+    found = yes_bias(items, base, steered)
+    assert found is not None and found[0]["caption"] == base["caption"]
+    assert [found[0][str(i)].text for i in range(4)] == ["No", "No", "No", "Yes"]
+    assert YES_NO.score(items, list(base.values())) == {"yes": 0.5, "no": 0.5, "neither": 0.0}
+    assert FIRST_TOKEN.score(items, list(base.values()))["accuracy"] == 0.5
     assert math.isnan(margin(Answer("Yes"))) and margin(Answer("", {"Yes": 1.0, "NO": 0.0})) == 1.0
     chosen = [Item("x", None, "?", "x", {}, choices=("a", "b"))]
     assert TEXTS.tally(chosen, [Answer("", {"a": -1.0, "b": -2.0})]).groups == []

@@ -6,15 +6,21 @@ import io
 import itertools
 import json
 import random
+import re
+from dataclasses import asdict
 from pathlib import Path
 
+import hub
 import pytest
 from PIL import Image
 
 from vlmsteer.bench.benchmark import Answer, Item
 from vlmsteer.bench.drawn_files import write_drawn
 from vlmsteer.bench.files import Files
-from vlmsteer.bench.vcf import BENCHMARK, flips
+from vlmsteer.bench.intervals import metric_intervals
+from vlmsteer.bench.results import report
+from vlmsteer.bench.vcf import BENCHMARK, CELLS
+from vlmsteer.bench.vcf_flips import flips
 from vlmsteer.bench.visual_counterfact import NEAR_COLORS
 from vlmsteer.errors import InputError
 from vlmsteer.images import open_image
@@ -92,13 +98,16 @@ def test_pictures_are_files_written_once(tmp_path: Path, own_cache: Path) -> Non
     assert {str(file): Path(str(file)).stat().st_mtime_ns for file in files} == before
 
 
-def test_a_set_of_one_attribute_needs_no_option_and_an_absent_one_is_refused(tmp_path: Path) -> None:
+def test_a_set_of_one_attribute_needs_no_option_and_an_absent_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.offline(monkeypatch, tmp_path / "hub")
     items = saved(tmp_path, pair("ant", "bus", "ant", "size"))
     assert {item.gold["attribute"] for item in items} == {"size"}
     with pytest.raises(InputError, match="color"):
         BENCHMARK.items(Files(tmp_path), attribute="color")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no parquet files"):
+    with pytest.raises(InputError, match="Looked for parquet files or metadata.jsonl in .*empty"):
         BENCHMARK.items(Files(tmp_path / "empty"))
 
 
@@ -213,6 +222,111 @@ def test_flips_are_clustered_and_may_be_of_one_attribute(tmp_path: Path) -> None
         flips(items, before, after, "pixel")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="two answers an item"):
         flips(items, before, after[1:], "pixels")
+
+
+def by_hand(items: list[Item], before: list[Answer], after: list[Answer]) -> dict[str, float]:
+    """The rates of strict flips, from the words alone."""
+    hits: dict[str, list[bool]] = {}
+    for item, one, other in zip(items, before, after, strict=True):
+        gold = item.gold
+        if gold["picture"] == "original":
+            if one.text == gold["prior"]:
+                hits.setdefault("real_broken", []).append(other.text != gold["prior"])
+            continue
+        target = gold["pixel"] if gold["scope"] == "most" else gold["prior"]
+        name = f"{gold['attribute']}_to_{'pixels' if gold['scope'] == 'most' else 'prior'}"
+        hits.setdefault(f"{name}_changed", []).append(one.text != other.text)
+        if one.text == target:
+            hits.setdefault(f"{name}_lost", []).append(other.text != target)
+        else:
+            hits.setdefault(name, []).append(other.text == target)
+    return {name: sum(each) / len(each) for name, each in hits.items()}
+
+
+def some_pairs() -> list[Pair]:
+    colors = [pair(f"cherry {n}", "red", "blue") for n in range(9)] + [pair("plum", "purple", "green")]
+    return colors + [pair("ant", "bus", "ant", "size", id=f"s{n}") for n in range(6)]
+
+
+def test_the_scorer_of_flips_counts_as_flips_does(tmp_path: Path) -> None:
+    items, rng = saved(tmp_path, *some_pairs()), random.Random(3)
+    words = [(item.gold["prior"], item.gold["pixel"], "gold") for item in items]
+    before, after = ([Answer(rng.choice(each)) for each in words] for _ in range(2))
+    given = {item.id: answer for item, answer in zip(items, before, strict=True)}
+    for make, rule in zip(BENCHMARK.against, ("reference", "strict"), strict=True):
+        scorer = make(given)
+        assert scorer.name == f"{rule} flips"
+        found = metric_intervals(scorer.tally(items, after), scorer)
+        assert set(found) == set(scorer.wanted)
+        for target in ("pixels", "prior"):
+            for kind in ("color", "size"):
+                rates = flips(items, before, after, target, rule=rule, attribute=kind)
+                name = f"{kind}_to_{target}"
+                assert found[name].rate == rates.flipped.rate and found[f"{name}_lost"].rate == rates.broken.rate
+                assert found[f"{name}_changed"].rate == rates.changed.rate
+                assert found[f"{name}_eligible"].rate == rates.counts[kind].eligible == rates.flipped.n
+        assert found["real_broken"].rate == flips(items, before, after, "pixels", rule=rule).real_broken.rate
+    strict = BENCHMARK.against[1](given).score(items, after)
+    expected = by_hand(items, before, after)
+    assert {name: strict[name] for name in expected} == expected and len(expected) == 13
+
+
+def test_a_run_shows_the_cells_and_the_flips_between_its_arms(tmp_path: Path) -> None:
+    items = saved(tmp_path / "set", *some_pairs())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rng = random.Random(4)
+    arms = [
+        {"name": "none", "kind": "baseline"},
+        {"name": "pixels", "kind": "recipe"},
+        {"name": "pixels, random 1", "kind": "random", "of": "pixels"},
+    ]
+    given: dict[str, list[Answer]] = {
+        "none": [Answer(item.gold["right"]) for item in items],
+        "pixels": [Answer(item.gold["pixel"] if rng.random() < 0.8 else item.gold["prior"]) for item in items],
+        "pixels, random 1": [Answer(item.gold["right"]) for item in items],
+    }
+    about = {"model": "made", "arms": arms, "tasks": [{"name": "vcf", "version": 1}]}
+    (folder / "run.json").write_text(json.dumps(about))
+    (folder / "items-vcf.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
+    lost = items[3].id  # a question whose baseline had an error is in no count of flips
+    rows = [
+        {"task": "vcf", "arm": arm, "item": item.id, "answer": answer.text, "error": None}
+        if (arm, item.id) != ("none", lost)
+        else {"task": "vcf", "arm": arm, "item": item.id, "answer": None, "error": "no memory"}
+        for arm, answers in given.items()
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    markdown = report(folder, {"vcf": BENCHMARK}, draws=200)
+    kept = [number for number, item in enumerate(items) if item.id != lost]
+    before, after = ([given[arm][number] for number in kept] for arm in ("none", "pixels"))
+    expected = by_hand([items[number] for number in kept], before, after)
+    scorers = json.loads((folder / "metrics.json").read_text())["tasks"]["vcf"]["scorers"]
+    values = scorers["strict flips"]["arms"]["pixels"]["values"]
+    assert {name: values[name]["rate"] for name in expected} == pytest.approx(expected)
+    beyond = scorers["reference flips"]["arms"]["pixels"]["beyond"]["random"]["color_to_pixels"]
+    assert beyond["rate"] == pytest.approx(expected["color_to_pixels"]) and beyond["interval"][0] > 0
+    assert set(scorers["strict flips"]["arms"]) == {"pixels", "pixels, random 1"}
+    cells = [f"{cell} %" for cell in (*CELLS[2:], *CELLS[:2])]
+    assert f"| {' | '.join(cells)} |" in markdown
+    table = markdown[markdown.index("reference flips") :]
+    assert "| color_to_pixels % | color_to_prior % | size_to_pixels % | size_to_prior % |" in table
+    assert re.search(rf"\| pixels \| {100 * expected['color_to_pixels']:.1f} \[[\d.]+, [\d.]+\] \|", table)
+    assert "beyond random" in table and "of the answers that were not the target" in table
+    page = (folder / "report.html").read_text()
+    assert "color_to_pixels %" in page and "counterfactual_this %" in page
+    report(folder, {"vcf": BENCHMARK}, {"vcf": ["strict"]}, draws=50)
+    scorers = json.loads((folder / "metrics.json").read_text())["tasks"]["vcf"]["scorers"]
+    assert "strict flips" in scorers and "reference flips" not in scorers
+
+
+def test_cells_of_both_attributes_are_pooled(tmp_path: Path) -> None:
+    items = saved(tmp_path, *some_pairs())
+    answers = [Answer(item.gold["prior"] if item.gold["attribute"] == "color" else "nothing") for item in items]
+    for scorer in BENCHMARK.scorers:
+        found = scorer.score(items, answers)
+        assert found["counterfactual_this"] == 0 and found["counterfactual_most"] == 10 / 16 == found["original_this"]
 
 
 def test_the_drawn_set_loads(tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def test_base_forms_in_a_caption(caption: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "'", "....", "ing ed s", "\u2028 é ß İ 漢字 🐶", "-" * 3000, "s" * 3000, "a." * 1000]
+    "text",
+    ["", "'", "....", "ing ed s", "\u2028 é ß İ 漢字 🐶", "-" * 100_000, "s" * 20_000, "a." * 50_000, "." * 100_000]
+    + ["[a" * 10_000, "a dr." + " " * 100_000 + "x", "a dog, " * 5_000, "'\"" * 10_000],  # in time linear in the length
 )
 def test_any_text_has_words(text: str) -> None:
     found = tokens(text.lower())

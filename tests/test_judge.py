@@ -1,70 +1,28 @@
-"""The judge: a real server that speaks the protocol, saved verdicts, interrupted files, refusals and time-outs."""
+"""The judge by itself: the protocol, saved verdicts, interrupted files, refusals and time-outs."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_server import Reply, Server, said, serving
 
-from vlmsteer.bench.judge import Judge, fill, read_template
+from vlmsteer.bench.judge import Judge
+from vlmsteer.bench.judged import fill, read_template
+from vlmsteer.bench.verdicts import copy, load
+from vlmsteer.bench.verdicts import rows as verdict_rows
 from vlmsteer.errors import InputError
-
-Reply = tuple[int, Any, dict[str, str]]
-
-
-class Server:
-    """A judge on 127.0.0.1: `reply` says what to answer to the number of a request and its body."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.reply: Callable[[int, dict[str, Any]], Reply] = lambda _, body: said(body["messages"][0]["content"][::-1])
-        outer, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
-                    number = len(outer.requests)
-                status, value, headers = outer.reply(number, body)
-                data = value if isinstance(value, bytes) else json.dumps(value).encode()
-                try:
-                    self.send_response(status)
-                    for name, one in headers.items():
-                        self.send_header(name, one)
-                    self.send_header("Content-Length", str(len(data)))
-                    self.end_headers()
-                    self.wfile.write(data)
-                except OSError:
-                    pass  # the client has given up waiting
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-
-def said(text: Any) -> Reply:
-    return 200, {"model": "judge-0314", "choices": [{"message": {"role": "assistant", "content": text}}]}, {}
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    found = Server()
-    thread = threading.Thread(target=found.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    found.http.shutdown()
-    thread.join()
-    found.http.server_close()
+    with serving() as found:
+        yield found
 
 
 def judge(server: Server | None, folder: Path, **more: Any) -> Judge:
@@ -165,7 +123,7 @@ def test_a_slow_or_absent_endpoint(server: Server, tmp_path: Path) -> None:
     absent = Judge("judge", tmp_path / "v.jsonl", "http://127.0.0.1:9/v1", pause=0.01, tries=2)
     with pytest.raises(InputError, match="The judge 'judge' at '127.0.0.1' gave no verdict in 2 tries"):
         absent.ask({"a": "x"})
-    with pytest.raises(InputError, match="http:// or https://"):
+    with pytest.raises(InputError, match="written like http"):
         Judge("judge", tmp_path / "v.jsonl", f"file://{tmp_path}").ask({"a": "x"})
 
 
@@ -237,3 +195,31 @@ def test_templates(tmp_path: Path) -> None:
         read_template(path, ("one",))
     with pytest.raises(InputError, match="cannot be read"):
         read_template(tmp_path / "none.txt", ())
+
+
+def test_what_cannot_work_is_found_out_before_the_work(server: Server, tmp_path: Path) -> None:
+    judge(server, tmp_path).ask({"a": "x"})
+    judge(server, tmp_path).check()
+    judge(None, tmp_path).check()
+    with pytest.raises(InputError, match=r"no verdict of the judge 'other' .*, only of 'judge' \(version ''\)"):
+        judge(None, tmp_path, name="other").check()
+    with pytest.raises(InputError, match="only of nobody"):
+        (tmp_path / "empty.jsonl").touch()
+        judge(None, tmp_path, verdicts=tmp_path / "empty.jsonl").check()
+    with pytest.raises(InputError, match="no file of verdicts .*nowhere"):
+        judge(None, tmp_path, verdicts=tmp_path / "nowhere.jsonl").check()
+    for url in ("127.0.0.1:80/v1", "ftp://host/v1", "http:///v1", "http://host:port/v1", "http://[1/v1"):
+        with pytest.raises(InputError, match="written like http"):
+            Judge("judge", tmp_path / "v.jsonl", url).check()
+
+
+def test_verdicts_are_copied_once(server: Server, tmp_path: Path) -> None:
+    one = judge(server, tmp_path)
+    one.ask(PROMPTS)
+    target = tmp_path / "run" / "verdicts.jsonl"
+    for wanted, there in ((["a"], {"a"}), (["a", "c"], {"a", "c"})):
+        copy(one.verdicts, target, [one.key(PROMPTS[name]) for name in wanted])
+        assert [row["key"] for row in verdict_rows(target)] == [one.key(PROMPTS[name]) for name in sorted(there)]
+    said_there = load(target, "judge", "")
+    assert said_there.on(PROMPTS["a"]) == VERDICTS["a"] and said_there.on(PROMPTS["b"]) is None
+    assert load(target, "judge", "2").on(PROMPTS["a"]) is None

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from vlmsteer.console import AsJson, Model, Seed, err, load, out, placement, print_json, writable
 from vlmsteer.errors import InputError, VlmsteerError, did_you_mean
 from vlmsteer.methods_cli import parse, titled
+from vlmsteer.score_cli import JudgeName, JudgeUrl, JudgeVersion, Verdicts
 
 NONE = "none"  # the arm without a recipe
 
@@ -67,6 +68,10 @@ def run(
     seed: Seed = 0,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask again where there was an error.")] = False,
     fail_on_error: Annotated[bool, typer.Option("--fail-on-error", help="Stop at the first error.")] = False,
+    judge: JudgeName = None,
+    judge_url: JudgeUrl = None,
+    judge_version: JudgeVersion = "",
+    verdicts: Verdicts = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask benchmarks under recipes, and score the answers. Stopped, the same command goes on.
@@ -79,12 +84,19 @@ def run(
     ranks = Ranks.here()
     ranks.join()
     try:
-        from vlmsteer.bench import arms, plan, runner
+        from vlmsteer.bench import arms, judging, mats_clip, plan, runner
         from vlmsteer.bench.asking import Decoding
         from vlmsteer.recipe import Recipe
 
         size = runner.ROWS if batch_size == "auto" else _whole(batch_size)
         benchmarks = {name: _benchmark(name) for name in dict.fromkeys(names)}
+        encoder = mats_clip.encoder(model)
+        if encoder is not None:
+            writing = {"--recipe": [one for one in recipe or [] if one != NONE], "--strength": strength,
+                       "--beams": beams > 1, "--temperature": temperature, "--max-new-tokens": max_new_tokens,
+                       "what places a model": placement}  # fmt: skip
+            mats_clip.check(model, list(benchmarks), writing)
+            benchmarks = {name: mats_clip.BENCHMARK for name in benchmarks}
         scorers = _scorers(benchmarks, scorer or [])
         given = {name: _options(benchmarks, name, options or []) for name in benchmarks}
         decoding = Decoding(beams, temperature, seed)
@@ -93,20 +105,28 @@ def run(
         made = arms.make({titles[one]: Recipe.load(one) for one in files}, strength or (1.0,), controls, seed)
         tasks = []
         for name, benchmark in benchmarks.items():
-            items = benchmark.items(_files(name, data, images or []), **given[name])
+            found = _files(benchmark, data, images or [])
+            items = benchmark.items(found, **given[name])
             chosen = {"limit": limit, "shuffle": shuffle} if limit else {}
             about = {**given[name], **{option: value for option, value in chosen.items() if value is not None}}
+            if found.fetched:
+                about["hub"] = found.fetched
             tasks.append(plan.Task(benchmark, plan.limited(items, limit, shuffle), about, max_new_tokens))
         place = folder or Path("runs/bench") / _folder_name(model, tasks, made, decoding)
         if ranks.rank == 0:
             writable(place)
-        _own_gpu(ranks)
-        session = load(model)
+        asked = judging.chosen(judge, judge_version, judge_url, verdicts, place / judging.FILE)
+        judging.check_needed(asked, benchmarks.values())
         about = {"seed": seed, "processes": ranks.world, "scorers": scorers or None}
-        with _progress(ranks.rank == 0) as update:
-            done = runner.run(
-                session, tasks, made, place, decoding, size, retry_errors, fail_on_error, about, update, ranks
-            )  # fmt: skip
+        if encoder is not None:
+            done = ranks.first(lambda: mats_clip.run(encoder, tasks[0], made[0], place, about, retry_errors))
+        else:
+            _own_gpu(ranks)
+            session = load(model)
+            with _progress(ranks.rank == 0) as update:
+                done = runner.run(
+                    session, tasks, made, place, decoding, size, retry_errors, fail_on_error, about, update, ranks
+                )  # fmt: skip
     except VlmsteerError:
         if ranks.rank:
             sys.exit(2)  # the first process says it
@@ -114,7 +134,13 @@ def run(
     finally:
         ranks.leave()
     if ranks.rank == 0:
+        failed = None
+        if asked is not None:
+            with _progress(True) as update:
+                failed = judging.judge_run(place, asked, benchmarks, lambda done, of: update(of, done, "Verdicts"))
         _show(place, benchmarks, scorers, done, as_json)
+        if failed is not None:
+            raise InputError(f"{failed} {judging.KEPT}")
 
 
 @app.command("list")
@@ -235,7 +261,7 @@ def _known(function: Callable[..., Any]) -> dict[str, Any]:
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
 
-def _files(name: str, data: Path | None, images: Sequence[Path]) -> Any:
+def _files(benchmark: Any, data: Path | None, images: Sequence[Path]) -> Any:
     from vlmsteer.bench.files import Files
 
     drawn = data is None
@@ -243,10 +269,13 @@ def _files(name: str, data: Path | None, images: Sequence[Path]) -> Any:
         from vlmsteer.bench.drawn_files import drawn_folder
 
         data = drawn_folder()
+    name = benchmark.name
     places = [data / one for one in (name, name.partition("-")[0])]  # amber-g and amber-d have one folder
     place = next((one for one in places if one.is_dir()), None)
     if place is None and drawn:
-        raise InputError(f"There are no drawn files for {name}; give the folder of the published ones with --data.")
+        if benchmark.hub is None:
+            raise InputError(f"There are no drawn files for {name}; give the folder of the published ones with --data.")
+        place = places[0]
     return Files(place or data, images)
 
 
@@ -287,8 +316,7 @@ def _progress(shown: bool) -> Iterator[Callable[[int, int, str], None]]:
 def _show(folder: Path, benchmarks: dict[str, Any], scorers: dict[str, list[str]], done: Any, as_json: bool) -> None:
     from vlmsteer.bench.results import report
 
-    every = {name: scorers.get(name, [one.name for one in benchmark.scorers]) for name, benchmark in benchmarks.items()}
-    page = report(folder, benchmarks, every)
+    page = report(folder, benchmarks, scorers)
     if as_json:
         print_json({
             "folder": str(folder), "answers": done.answers, "errors": done.failed,

@@ -192,7 +192,7 @@ def parse(function: Any, given: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise InputError(f"Options are written name=value, not {text!r}{did_you_mean(name, known)}")
         if name not in known:
-            raise InputError(f"This method has no option {name!r}{did_you_mean(name, known)}")
+            raise InputError(f"There is no option {name!r}{did_you_mean(name, known)}.")
         values[name] = _value(name, value, signature.parameters[name].annotation, known[name])
     return values
 

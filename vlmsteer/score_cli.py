@@ -19,6 +19,18 @@ from vlmsteer.methods_cli import parse
 if TYPE_CHECKING:
     from vlmsteer.bench.benchmark import Benchmark, Item, Scorer, Tally
 
+JudgeName = Annotated[
+    str | None,
+    typer.Option("--judge", help="Who judges, where a benchmark needs it: the model's name at its endpoint."),
+]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(help="An OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; key: OPENAI_API_KEY."),
+]
+JudgeVersion = Annotated[str, typer.Option(help="What tells the judge from others of its name, such as a date.")]
+Verdicts = Annotated[
+    Path | None, typer.Option(help="The JSONL file of the judge's verdicts: kept there, and never asked for twice.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="An option of the benchmark, such as split=popular.")]
 
 
@@ -30,22 +42,40 @@ def score(
     scorer: Annotated[list[str] | None, typer.Option(help="A scorer; may be repeated. By default all.")] = None,
     options: Set = None,
     partial: Annotated[bool, typer.Option("--partial", help="Score only the questions that have an answer.")] = False,
+    judge: JudgeName = None,
+    judge_url: JudgeUrl = None,
+    judge_version: JudgeVersion = "",
+    verdicts: Verdicts = None,
     as_json: AsJson = False,
 ) -> None:
     """Score saved answers again, under one named scorer or all of them.
 
     Answers are found by id or image, checked by whatever else their file says, and never paired by position alone.
     """
+    from vlmsteer.bench import judging
     from vlmsteer.bench.answer_files import join, read
+    from vlmsteer.bench.judged import sentence
     from vlmsteer.registry import BENCHMARKS
 
     if benchmark not in BENCHMARKS:
         raise InputError(f"There is no benchmark {benchmark!r}{did_you_mean(benchmark, BENCHMARKS)}.")
     found: Benchmark = BENCHMARKS.load(benchmark)
-    chosen = [found.scorer(name) for name in dict.fromkeys(scorer)] if scorer else list(found.scorers)
+    names = [found.scorer(name).name for name in dict.fromkeys(scorer or ())]
     saved = read(answers)
+    held = judging.held(found, answers)
+    who = None
+    if not held or judge_url is not None or verdicts is not None:
+        place = answers.with_name(f"{answers.stem}.verdicts.jsonl")
+        who = judging.chosen(judge, judge_version, judge_url, verdicts, place)
+        judging.check_needed(who, [found])
     given, items = _items(found, questions, data, options or [])
     joined = join(items, saved, answers.name, partial)
+    if who is not None:
+        found, about, failed = judging.judge_answers(found, joined.items, joined.answers, who)
+    else:
+        name = (judge or f"whoever wrote {answers.name}") if held else None
+        found, about, failed = *judging.take(found, joined.items, held, name, judge_version), None
+    chosen = [found.scorer(name) for name in names] or list(found.scorers)
     tallies: dict[str, Tally] = {}
     skipped: dict[str, str] = {}
     for one in chosen:
@@ -66,12 +96,15 @@ def score(
             name: {"source": by_name[name].source, "version": by_name[name].version, "metrics": values}
             for name, values in metrics.items()
         },
-        "disagreements": _disagreements(tallies), "notes": _notes(metrics), "skipped": skipped,
+        "disagreements": _disagreements(tallies, len(joined.items)), "judge": about,
+        "notes": [*_notes(metrics), *([sentence(about)] if about else [])], "skipped": skipped,
     }  # fmt: skip
     if as_json:
         print_json(report)
-        return
-    _print(report, found, by_name)
+    else:
+        _print(report, found, by_name)
+    if failed is not None:
+        raise InputError(f"{failed} {judging.KEPT}")
 
 
 def _items(
@@ -82,6 +115,7 @@ def _items(
 
     known = inspect.signature(found.load).parameters
     names = [name for name, one in known.items() if one.kind is one.KEYWORD_ONLY]
+    options = [text.removeprefix(f"{found.name}.") for text in options]
     for name in (text.partition("=")[0] for text in options):
         if name not in names:
             raise InputError(f"{found.title} has no option {name!r}{did_you_mean(name, names)}.")
@@ -106,11 +140,16 @@ def _metrics(tally: Tally, scorer: Scorer) -> dict[str, Any]:
     return {name: rate.as_dict() for name, rate in metric_intervals(tally, scorer).items()}
 
 
-def _disagreements(tallies: Mapping[str, Tally]) -> dict[str, Any] | None:
-    """How many rows two scorers count differently; None if they do not count the same things in the same rows."""
+def _disagreements(tallies: Mapping[str, Tally], answers: int) -> dict[str, Any] | None:
+    """How many answers two scorers count differently; None if they do not count the same things, answer by answer."""
     first = next(iter(tallies.values()))
     names = [name for name in first.counts if all(name in tally.counts for tally in tallies.values())]
-    if len(tallies) < 2 or not names or any(tally.groups != first.groups for tally in tallies.values()):
+    if (
+        len(tallies) < 2
+        or not names
+        or len(first.groups) != answers
+        or any(tally.groups != first.groups for tally in tallies.values())
+    ):
         return None
     rows = {
         scorer: list(zip(*(tally.counts[name] for name in names), strict=True)) for scorer, tally in tallies.items()

@@ -113,7 +113,7 @@ def scorer(
         wanted |= {f"{prefix}{metric}": 1 for prefix in DIMENSIONS for metric in classes}
         wanted |= {"yes_ratio": 0, "unparsed": -1}
     percent = frozenset(wanted) - {"words", "yes_ratio", "unparsed"}
-    return Scorer(name, rule.source, tally, metrics, wanted, percent)
+    return Scorer(name, rule.source, tally, metrics, wanted, percent, numbers=frozenset({"words"} & wanted.keys()))
 
 
 def _official_descriptions(sums: Sums) -> dict[str, np.ndarray]:

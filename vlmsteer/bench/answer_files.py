@@ -28,7 +28,8 @@ class Form:
 
     Attributes:
         name: whose files they are.
-        text, id, image, question, label: keys; further than the needed ones are read where they are there.
+        text, id, image, question, label: keys; further than the needed ones are read where they are there. An id may
+            be put together from several keys, "set_id/question_id".
         needs: the key, beside the text's, that every row has.
     """
 
@@ -50,7 +51,13 @@ FORMS = (  # the first that fits
     Form("AMBER", "response", "id", id="id", image="image", question="query"),
     Form("CHAIR and OPERA captions", "caption", "image_id", image="image_id"),
     Form("EOS captions", "text", "image_id", image="image_id"),
-    Form("HallusionBench", "model_prediction", "question", question="question"),
+    Form(
+        "HallusionBench",
+        "model_prediction",
+        "set_id",
+        question="question",
+        id="category/subcategory/set_id/figure_id/question_id",
+    ),
     Form("MMHal", "model_answer", "question", question="question"),
 )
 
@@ -159,10 +166,10 @@ def _saved(row: dict[str, Any], form: Form, number: int, where: str) -> Saved:
         return None if row.get(key) in (None, "") else str(row[key])
 
     field(row, form.needs, where, (str, int))
-    return Saved(
-        number, field(row, form.text, where), optional(form.id), optional(form.image), optional(form.question),
-        optional(form.label),
-    )  # fmt: skip
+    parts = [optional(key) for key in form.id.split("/")]
+    id = None if None in parts else "/".join(map(str, parts))
+    text = field(row, form.text, where)
+    return Saved(number, text, id, optional(form.image), optional(form.question), optional(form.label))
 
 
 def _picture(name: str) -> str:

@@ -2,14 +2,15 @@
 
 Questions about one image share its prefix (`Session.opened`), and the first token's yes and no are read off the same
 prefill that the answer is written from. What memory does not hold is asked in halves. A question that fails alone is an
-error with its sentence, never an empty answer, and the others go on.
+error with its sentence, never an empty answer, and the others go on. A question without an image is asked with what a
+recipe changes elsewhere than in how an image is seen; where nothing is left of it, the model answers as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 NEVER = -100.0  # nats: JSON has no minus infinity
 DIGITS = 6
 WORDS = {"yes": ("Yes", "yes"), "no": ("No", "no")}
+READING = ("encoder", "text")  # the towers that read a prompt; the others see an image
 
 Outcome = Answer | str  # an answer, or the sentence of an error
 
@@ -165,6 +167,8 @@ class Asker:
         self, batch: Batch, rows: tuple[int, ...], recipe: Recipe | None, limit: int, yes_no: bool
     ) -> list[Answer]:
         images, questions = batch.shown(rows)
+        if recipe is not None and all(image is None for image in images):  # `plan.batches` never mixes them
+            recipe = blind(recipe)
         if not limit:
             return self._chosen(images, questions, [batch.items[row].choices for row in rows], recipe)
         generation = self.decoding.generation()
@@ -222,6 +226,12 @@ class Asker:
         logprobs = logits.float().log_softmax(-1)
         sums = {word: logprobs[:, ids.to(logits.device)].logsumexp(-1).tolist() for word, ids in self._first.items()}
         return [{word: _rounded(values[row]) for word, values in sums.items()} for row in range(len(logits))]
+
+
+def blind(recipe: Recipe) -> Recipe | None:
+    """What is left of a recipe where no image is shown: edits of how one is seen have nothing to act on."""
+    edits = tuple(one for one in recipe.edits if one.vectors.tower in READING and one.positions != "image")
+    return replace(recipe, edits=edits) if edits or recipe.rules else None
 
 
 def beginnings(session: Session) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy as np
 from vlmsteer.bench.benchmark import Answer, Item, Scorer, Sums, Tally, share
 
 LARGEST = 50.0  # nats: a ruled-out token would make a mean infinite
-NUMBERS = frozenset({"words", "margin", "right margin"})  # metrics that are not shares
 
 
 def said(text: str) -> str:
@@ -33,13 +33,25 @@ def margin(answer: Answer) -> float:
     return float(np.clip(found["yes"] - found["no"], -LARGEST, LARGEST))
 
 
+def truth(item: Item) -> str:
+    """ "yes" or "no" if that is what the item's gold says in "label" or "truth"; else "", as of a caption."""
+    found = [str(item.gold.get(name, "")).strip().lower() for name in ("label", "truth")]
+    return next((one for one in found if one in ("yes", "no")), "")
+
+
+def questions(items: Sequence[Item]) -> set[str]:
+    """Ids of the items that want yes or no: those of which that is known, all if it is known of none."""
+    return {item.id for item in items if truth(item)} or {item.id for item in items}
+
+
 def yes_bias(
     items: Sequence[Item], baseline: Mapping[str, Answer], steered: Mapping[str, Answer]
 ) -> tuple[dict[str, Answer], float] | None:
     """The baseline's answers if one number were added to all its margins.
 
     The number is such that it says yes to as many of the questions that both arms answered as the steered arm does (as
-    near as equal margins allow). Questions whose first token is not recorded keep the baseline's answer.
+    near as equal margins allow). What flips is worded as the baseline words such answers most often. What wants
+    neither yes nor no (a caption) and questions whose first token is not recorded keep the baseline's answer.
 
     Args:
         items: the task's items.
@@ -50,22 +62,31 @@ def yes_bias(
         recorded.
     """
     both = [item.id for item in items if item.id in baseline and item.id in steered]
-    margins = {id: margin(baseline[id]) for id in both}
+    wanting = questions(items)
+    margins = {id: margin(baseline[id]) for id in both if id in wanting}
     margins = {id: value for id, value in margins.items() if not math.isnan(value)}
     if not margins:
         return None
     wanted = sum(_says_yes(steered[id]) for id in margins)
     cut = _cut(np.array(list(margins.values())), wanted)
     answers = {id: baseline[id] for id in both}
+    # Worded otherwise, a scorer that reads "Yes" but not "Yes." would count the wording.
+    usual = {yes: _usual([baseline[id].text for id in margins], yes) for yes in (True, False)}
     for id, value in margins.items():
-        yes = value > cut
-        text = ("Yes" if yes else "No") if baseline[id].text else ""
-        answers[id] = Answer(text, {"yes": value - cut, "no": 0.0})
+        yes, text = value > cut, baseline[id].text
+        kept = not text.strip() or _says_yes(baseline[id]) == yes
+        answers[id] = Answer(text if kept else usual[yes], {"yes": value - cut, "no": 0.0})
     return answers, -cut
 
 
+def _usual(texts: Sequence[str], yes: bool) -> str:
+    """The most frequent of the texts that say yes, or no."""
+    found = Counter(text for text in texts if said(text) == ("yes" if yes else "no"))
+    return found.most_common(1)[0][0] if found else ("Yes" if yes else "No")
+
+
 def _says_yes(answer: Answer) -> bool:
-    return said(answer.text) == "yes" if answer.text.strip() else margin(answer) > 0
+    return said(answer.text) == "yes" if said(answer.text) else margin(answer) > 0
 
 
 def _cut(margins: np.ndarray, wanted: int) -> float:
@@ -104,7 +125,9 @@ def _text_metrics(sums: Sums) -> dict[str, np.ndarray]:
 
 
 def _yes_no(items: Sequence[Item], answers: Sequence[Answer]) -> Tally:
-    rows = _written(items, answers)
+    wanting = questions(items)
+    kept = [(item, answer) for item, answer in zip(items, answers, strict=True) if item.id in wanting]
+    rows = _written([item for item, _ in kept], [answer for _, answer in kept])
     counts = {word: [float(said(text) == word) for _, text in rows] for word in ("yes", "no")}
     return Tally([group for group, _ in rows], {"answers": [1.0] * len(rows), **counts})
 
@@ -119,22 +142,23 @@ def _written(items: Sequence[Item], answers: Sequence[Answer]) -> list[tuple[str
 
 
 def _first_tokens(items: Sequence[Item], answers: Sequence[Answer]) -> Tally:
-    rows = [(item, margin(answer)) for item, answer in zip(items, answers, strict=True)]
+    wanting = questions(items)
+    rows = [(item, margin(answer)) for item, answer in zip(items, answers, strict=True) if item.id in wanting]
     rows = [(item, value) for item, value in rows if not math.isnan(value)]
-    labels = [str(item.gold.get("label", "")).strip().lower() for item, _ in rows]
+    labels = [truth(item) for item, _ in rows]
     values = np.array([value for _, value in rows], dtype=np.float64)
-    truth = np.array([one == "yes" for one in labels], dtype=bool)
-    known = np.array([one in ("yes", "no") for one in labels], dtype=bool)
+    true = np.array([one == "yes" for one in labels], dtype=bool)
+    known = np.array([bool(one) for one in labels], dtype=bool)
     yes = values > 0
     counts = {
         "answers": np.ones(len(rows)),
         "known": known,
-        "right": known & (yes == truth),
-        "hit": known & yes & truth,
-        "either": 1.0 * (known & yes) + 1.0 * (known & truth),
+        "right": known & (yes == true),
+        "hit": known & yes & true,
+        "either": 1.0 * (known & yes) + 1.0 * (known & true),
         "yes": yes,
         "margin": values,
-        "right_margin": known * np.where(truth, values, -values),
+        "right_margin": known * np.where(true, values, -values),
     }
     return Tally([item.cluster for item, _ in rows], {name: list(map(float, one)) for name, one in counts.items()})
 
@@ -156,7 +180,7 @@ def _runs(text: str) -> list[tuple[str, ...]]:
 
 TEXTS = Scorer(
     "answers", "ours: words; of an answer's runs of three words, those it had before; blank ones",
-    _texts, _text_metrics, {"words": 0, "repetition": -1, "empty": -1},
+    _texts, _text_metrics, {"words": 0, "repetition": -1, "empty": -1}, numbers=frozenset({"words"}),
 )  # fmt: skip
 YES_NO = Scorer(
     "yes or no", "ours: whichever whole word comes first, in any case",
@@ -164,5 +188,5 @@ YES_NO = Scorer(
 )  # fmt: skip
 FIRST_TOKEN = Scorer(
     "first token", "ours: yes if log p(yes) > log p(no), whatever is written", _first_tokens, _first_token_metrics,
-    {"accuracy": 1, "F1": 1, "yes": 0, "margin": 0, "right margin": 1},
+    {"accuracy": 1, "F1": 1, "yes": 0, "margin": 0, "right margin": 1}, numbers=frozenset({"margin", "right margin"}),
 )  # fmt: skip

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmsteer.bench.files import Files
+from vlmsteer.bench.files import Files, Published
 from vlmsteer.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from vlmsteer.bench.judged import Judged
     from vlmsteer.recipe import Recipe
 
 Sums = Mapping[str, np.ndarray]  # each of one shape, () or (draws,)
@@ -111,8 +112,10 @@ class Scorer:
             error) are not among them; what can only be scored as a whole (a pair) is left out if a part is missing.
         metrics: of sums of the counts, arrays of any one shape; nan where a metric is undefined.
         wanted: of each metric, 1 if more is better, -1 if less is, 0 if neither. The first is the main one.
-        percent: metrics that are given in percent or points already; the others are shares or numbers.
+        percent: metrics that are in percent already, 0 to 100.
+        numbers: metrics that are plain numbers, such as a length or points of a test; all others are shares, 0 to 1.
         version: counted up whenever the same answers would score differently.
+        notes: what its metrics are, where their names do not say it.
     """
 
     name: str
@@ -122,6 +125,12 @@ class Scorer:
     wanted: Mapping[str, int]
     percent: frozenset[str] = frozenset()
     version: int = 1
+    numbers: frozenset[str] = frozenset()
+    notes: str = ""
+
+    def unit(self, metric: str) -> str:
+        """ "share" (0 to 1), "percent" (0 to 100) or "number"."""
+        return "percent" if metric in self.percent else "number" if metric in self.numbers else "share"
 
     def score(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, float]:
         """The metrics of all answers."""
@@ -142,6 +151,10 @@ class Benchmark:
         yes_no: whether answers are yes or no, so that the first token's log-probabilities are recorded too.
         version: counted up whenever the same files would give other items.
         notes: what a user should know before comparing with published numbers.
+        hub: where its files are fetched from if they are not here, None if their authors do not keep them there.
+        against: scorers of an arm's answers held against the baseline's, which are given by item, such as of how many
+            a recipe flipped to a target. The first goes with the first of `scorers`, and so on.
+        judged: what a judge is asked, None if no scorer needs one. Scorers that do find nothing judged here.
     """
 
     name: str
@@ -153,6 +166,9 @@ class Benchmark:
     yes_no: bool = False
     version: int = 1
     notes: str = ""
+    hub: Published | None = None
+    against: tuple[Callable[[Mapping[str, Answer]], Scorer], ...] = ()
+    judged: Judged | None = None
 
     def scorer(self, name: str | None = None) -> Scorer:
         """A scorer by its name, by default the first.
@@ -174,6 +190,7 @@ class Benchmark:
             InputError: if files cannot be read, ids are not unique, there are no items, or images are missing (all of
                 them are named, the first few in full).
         """
+        files.published = files.published or self.hub
         found = self.load(files, **options)
         if not found:
             raise InputError(f"{self.title}: the files hold no items.")

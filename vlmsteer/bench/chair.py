@@ -12,10 +12,11 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.chair_truth import SPLITS, Truth, image_key, read_list, read_truth, vocabulary
+from vlmsteer.bench.chair_truth import SPLITS, Truth, given, image_key, read_list, read_truth
 from vlmsteer.bench.chair_words import Mentions, Vocabulary, coco, mentions, vocabulary_of
 from vlmsteer.bench.files import Files
 from vlmsteer.errors import InputError, did_you_mean
@@ -28,6 +29,7 @@ PROMPTS = {
 LIST = "chair-500.jsonl"
 TOKENS, IMAGES = 512, 500
 MORE = ("precision", "f1", "len")  # metrics that not every scorer has
+NUMBERS = frozenset({"words", "objects", "len"})
 
 
 def load(
@@ -35,7 +37,8 @@ def load(
     *,
     prompt: str = "opera",
     images: str | None = None,
-    n: int | None = None,
+    synonyms: str | None = None,
+    n: int = 0,
     seed: int = 0,
     max_new_tokens: int = TOKENS,
     finished: bool = False,
@@ -43,15 +46,17 @@ def load(
     """One item an image.
 
     The ground truth is `chair_ground_truth.json` (see `chair_truth.write_ground_truth`), else COCO's
-    `annotations/instances_*2014.json` and `captions_*2014.json`. A `synonyms.txt` beside it replaces COCO's
-    objects. Images are looked for under the name that the list or COCO gives, an id alone as `COCO_val2014_<12
-    digits>.jpg`, in `val2014`, `train2014` and `images`.
+    `annotations/instances_*2014.json` and `captions_*2014.json`. Images are looked for under the name that the list or
+    COCO gives, an id alone as `COCO_val2014_<12 digits>.jpg`, in `val2014`, `train2014` and `images`.
 
     Args:
         prompt: a name in `PROMPTS`.
-        images: a JSON or JSONL file of image ids or names; by default `chair-500.jsonl` where it is there.
+        images: a JSON or JSONL file of image ids or names, such as the saved captions that are to be scored; by
+            default `chair-500.jsonl` where it is there.
+        synonyms: a file of an object a line, its name and the words for it, in the published list's format; by default
+            `synonyms.txt` where it is there, else COCO's objects.
         n: how many images, from a list the first ones, else drawn by `seed` from the sorted ids (COCO: of val2014). By
-            default a list's all, without a list 500 or all if there are fewer.
+            default (0) a list's all, without a list 500 or all if there are fewer.
         max_new_tokens: 512, or 64 in the short protocol.
         finished: score captions up to their last period only, as OPERA does by hand for 64 tokens (OPERA#30). A
             caption without a period then counts as empty.
@@ -61,29 +66,13 @@ def load(
     """
     if prompt not in PROMPTS:
         raise InputError(f"chair has no prompt {prompt!r}{did_you_mean(prompt, PROMPTS)}.")
-    if n is not None and n < 1:
-        raise InputError(f"n is {n}; give the number of images to caption, 1 or more.")
-    words = vocabulary(files)
-    truth = read_truth(files, words)
-    if images is not None or files.has(LIST):
-        chosen = read_list(files.find(images or LIST))
-        unknown = [name for name in chosen if image_key(name) not in truth.objects]
-        if unknown:
-            raise InputError(
-                f"The image {unknown[0]!r} ({len(unknown)} such) is not in the ground truth, "
-                f"which has {len(truth.objects)} images."
-            )
-        truth.files.update({image_key(name): name for name in chosen if "." in name})
-        keys = [image_key(name) for name in chosen]
-    else:
-        keys = sorted((key for key in truth.objects if not _trained_on(key, truth)), key=_order)
-    if n is not None and n > len(keys):
-        raise InputError(f"n is {n}, but there are {len(keys)} images.")
-    if images is not None or files.has(LIST):
-        keys = keys[:n]
-    elif (n or IMAGES) < len(keys):
-        keys = random.Random(seed).sample(keys, n or IMAGES)
-    extra = {} if words is coco() else {"synonyms": [list(row) for row in words.rows]}
+    if n < 0:
+        raise InputError(f"n is {n}; give the number of images to caption, 0 for all of a list or {IMAGES}.")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; give the longest caption in tokens, 1 or more.")
+    truth = read_truth(files, synonyms)
+    keys, told = _chosen(files, truth, images, n, seed)
+    extra = {} if truth.words is coco() else {"synonyms": [list(row) for row in truth.words.rows]}
     return [
         Item(
             id=key,
@@ -94,6 +83,7 @@ def load(
                 "objects": truth.objects[key],
                 "captions": truth.captions.get(key, []),
                 "finished": finished,
+                "file": told,
                 **extra,
             },
             max_new_tokens=max_new_tokens,
@@ -169,6 +159,36 @@ def metrics(sums: Sums, more: Sequence[str] = ()) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in more or name not in MORE}
 
 
+def _chosen(files: Files, truth: Truth, images: str | None, n: int, seed: int) -> tuple[list[str], str]:
+    """The keys of the images that are asked about, and which these are, as a phrase."""
+    source = images or (LIST if files.has(LIST) else None)
+    if source is not None:
+        keys = _listed(given(files, source), truth)
+    else:
+        keys = sorted((key for key in truth.objects if not _trained_on(key, truth)), key=_order)
+    wanted = n or (min(IMAGES, len(keys)) if source is None else len(keys))
+    if wanted > len(keys):
+        raise InputError(f"n is {n}, but there are {len(keys)} images.")
+    if wanted == len(keys):
+        return keys, f"all {wanted} images"
+    if source is not None:
+        return keys[:wanted], f"the first {wanted} images of {source}"
+    drawn = random.Random(seed).sample(keys, wanted)
+    return drawn, f"{wanted} of {len(keys)} images, drawn by seed {seed}; --set images=FILE takes those of a file"
+
+
+def _listed(path: Path, truth: Truth) -> list[str]:
+    names = read_list(path)
+    unknown = [name for name in names if image_key(name) not in truth.objects]
+    if unknown:
+        raise InputError(
+            f"The image {unknown[0]!r} of {str(path)!r} ({len(unknown)} such) is not in the ground truth, which has "
+            f"{len(truth.objects)} images."
+        )
+    truth.files.update({image_key(name): name for name in names if "." in name})
+    return [image_key(name) for name in names]
+
+
 def _vocabulary(item: Item) -> Vocabulary:
     rows = item.gold.get("synonyms")
     return coco() if rows is None else vocabulary_of(tuple(map(tuple, rows)))
@@ -190,7 +210,8 @@ def _scorer(name: str, source: str, more: Sequence[str] = ()) -> Scorer:
     wanted = {"chair_s": -1, "chair_i": -1, "recall": 1, "precision": 1, "f1": 1, "len": 0}
     wanted |= {"words": 0, "objects": 0, "repetition": -1, "empty": -1}
     kept = {one: sign for one, sign in wanted.items() if one in more or one not in MORE}
-    return Scorer(name, source, partial(tally, way=name), partial(metrics, more=tuple(more)), kept)
+    count, measure = partial(tally, way=name), partial(metrics, more=tuple(more))
+    return Scorer(name, source, count, measure, kept, numbers=NUMBERS & kept.keys())
 
 
 BENCHMARK = Benchmark(

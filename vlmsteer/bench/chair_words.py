@@ -1,9 +1,9 @@
 """Which objects a caption mentions, in the ways of CHAIR's published scorers and in a strict one.
 
-CHAIR (Rohrbach et al., EMNLP 2018, arXiv 1809.02156) looks each word up in a list of synonyms of COCO's 80 objects;
-what is found depends on how words are made singular. The original and Maxlinn's copy use pattern's rules, OPERA, PAI
-and VISTA WordNet's. The bundled list is LisaAnne/Hallucination's data/synonyms.txt (BSD 2-Clause, (c) 2018 L. A.
-Hendricks and others), with the two leading spaces by which "motor bike" and "cheesecake" never match.
+CHAIR (Rohrbach et al., EMNLP 2018, arXiv 1809.02156) looks each word up in a list of words for COCO's 80 objects; what
+is found depends on how words are made singular. The original and Maxlinn's copy use pattern's rules, OPERA, PAI and
+VISTA WordNet's. `data/chair_objects.tsv` has the facts of the published list (LisaAnne/Hallucination,
+data/synonyms.txt, BSD-2-Clause), with the two words that a space in front of them keeps its scorers from finding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _words(text: str, by: str | None = None) -> list[str]:
     return text.split(by)
 
 
-COCO = Path(__file__).parent / "data" / "chair_synonyms.txt"
+TABLE = Path(__file__).parent / "data" / "chair_objects.tsv"
 WAYS = ("pattern", "wordnet", "vista", "strict")
 
 _DOUBLES = _words(
@@ -59,7 +59,7 @@ class Vocabulary:
     Attributes:
         rows: for each object its name, then its synonyms.
         doubles: what two words in a row stand for.
-        coco: whether it is COCO's, to which a rule about toilets and their seats belongs.
+        coco: whether its objects are COCO's, to which a rule about toilets and their seats belongs.
     """
 
     rows: tuple[tuple[str, ...], ...]
@@ -105,32 +105,52 @@ class Mentions:
 
 @cache
 def coco() -> Vocabulary:
-    """COCO's 80 objects and their synonyms."""
-    return Vocabulary(_rows(COCO.read_text(encoding="utf-8")), DOUBLES, coco=True)
+    """COCO's 80 objects and the words for them."""
+    rows: list[tuple[str, ...]] = []
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, known, spaced = f"{line}\t\t".split("\t")[:3]
+            words = [*filter(None, known.split(", ")), *(f" {word}" for word in spaced.split(", ") if word)]
+            rows.append((name, *words))
+    return Vocabulary(tuple(rows), DOUBLES, coco=True)
 
 
 @lru_cache(maxsize=16)
 def vocabulary_of(rows: tuple[tuple[str, ...], ...]) -> Vocabulary:
-    """The vocabulary of these objects, each with its synonyms; listed pairs of words count as one word."""
-    if rows == coco().rows:
-        return coco()
-    return Vocabulary(rows, {word: word for row in rows for word in row if word.count(" ") == 1})
+    """The vocabulary of these objects, each with its synonyms.
+
+    What two words in a row count as one is fixed for COCO's objects, as in the references, whatever words there are for
+    them; for others it is what is listed.
+    """
+    if {row[0] for row in rows} != {row[0] for row in coco().rows}:
+        return Vocabulary(rows, {word: word for row in rows for word in row if word.count(" ") == 1})
+    found = Vocabulary(rows, DOUBLES, coco=True)
+    return coco() if found.nodes == coco().nodes else found
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
-    """A vocabulary from a file of one object a line: its name, then its synonyms, separated by ", ".
+    """A vocabulary from a file as the published one: an object a line, its name, then its synonyms, between ", ".
 
     Raises:
-        InputError: if the file cannot be read or holds no word.
+        InputError: if the file cannot be read, holds no word, or a line has a comma without a space after it.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}.") from error
-    rows = _rows(text)
+    rows: list[tuple[str, ...]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        words = tuple(line.strip().split(", "))
+        if any("," in word or not word.strip() for word in words) and line.strip():
+            raise InputError(
+                f"Line {number} of {str(path)!r} has an empty word or a comma inside one; write an object a line, its "
+                f"name first, then its synonyms, with a comma and a space between."
+            )
+        if line.strip():
+            rows.append(words)
     if not rows:
         raise InputError(f"{str(path)!r} holds no words; give one object a line, its name first, then its synonyms.")
-    return vocabulary_of(rows)
+    return vocabulary_of(tuple(rows))
 
 
 def mentions(caption: str, way: str, vocabulary: Vocabulary | None = None) -> Mentions:
@@ -170,10 +190,6 @@ def plurals(word: str) -> set[str]:
     if last.endswith("fe"):
         forms.add(last[:-2] + "ves")
     return {head + space + form for form in forms}
-
-
-def _rows(text: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(line.strip().split(", ")) for line in text.splitlines() if line.strip())
 
 
 def _merged(single: Sequence[str], doubles: Mapping[str, str]) -> tuple[list[str], list[int]]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from vlmsteer import __version__
 from vlmsteer.bench.drawn_formats import ASKED, WORLD, Shown, amber, chair, mats, pope
+from vlmsteer.bench.files import cache_folder
 from vlmsteer.bench.pairs import PIXELS, SPLITS, Split, drawn_pairs, png
-from vlmsteer.bench.vcf import cache_folder
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer.training.mix import group
 from vlmsteer.training.splits import TRAIN_STYLES

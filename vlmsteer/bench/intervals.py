@@ -57,10 +57,9 @@ def metric_intervals(tally: Tally, scorer: Scorer, draws: int = 2000, seed: int 
         seed: of the resampling.
 
     Returns:
-        By metric an `Estimate`. Draws in which a metric is undefined are left out. Where no draw differs and the value
-        lies in 0..1 (0..100 for a metric in percent), as it does in each group, the interval is Wilson's
-        (`statistics.rate`), with as many observations as groups that have the metric by themselves; other values have
-        none there (nan).
+        By metric an `Estimate`. Draws in which a metric is undefined are left out. Where no draw differs and a share
+        or percentage lies in its bounds, as it does in each group, the interval is Wilson's (`statistics.rate`), with
+        as many observations as groups that have the metric by themselves; other values have none there (nan).
 
     Raises:
         InputError: if counts are not finite numbers, one for each row.
@@ -108,7 +107,8 @@ def metric_contrast(
         each = [float(value[metric]) for value in values]
         own = np.concatenate([np.ravel(one[metric]) for one in alone])
         own = own[np.isfinite(own)]
-        bounded = all(0 <= value <= top for value in each) and bool(((own >= 0) & (own <= top)).all())
+        bounded = metric not in scorer.numbers and all(0 <= value <= top for value in each)
+        bounded = bounded and bool(((own >= 0) & (own <= top)).all())
         bounds = sum(w for w in weights if w < 0) * top, sum(w for w in weights if w > 0) * top
         defined = np.min([np.isfinite(one[metric]).sum() for one in alone])
         value = float(np.dot(weights, each))

@@ -1,13 +1,12 @@
 """An optional judge: a language model behind any OpenAI-compatible endpoint, or verdicts that it gave before.
 
 Ratings by different judges are not comparable (MMHal-Bench scores under gpt-4-0314, gpt-4o-mini and gpt-4-0125-preview
-differ), and a judge costs money and changes. So every verdict is saved before it is used, under the SHA-256 of the
-judge's name, its version and the prompt; what is saved is never asked again; and nothing here is ever required.
+differ), and a judge costs money and changes. So its name and version belong to every verdict, each is saved before it
+is used (`verdicts`), what is saved is never asked again, and nothing here is ever required.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -21,27 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vlmsteer.bench.benchmark import Answer, Item, Scorer
+from vlmsteer.bench import verdicts
 from vlmsteer.errors import InputError
 
 LONGEST_PAUSE = 60.0  # seconds between two tries
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-SLOT = "{}"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a benchmark needs of a judge; its module has one of these as `JUDGED`.
-
-    Attributes:
-        prompts: what to ask about answers, by a key of the benchmark's own (an item's id, and where a second question
-            is asked about it that id with a suffix).
-        scorers: all scorers of the benchmark, those that need verdicts first; verdicts are texts by the same keys, and
-            an item without one counts as `unjudged` and for nothing else.
-    """
-
-    prompts: Callable[[Sequence[Item], Sequence[Answer]], dict[str, str]]
-    scorers: Callable[[Mapping[str, str]], tuple[Scorer, ...]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +53,31 @@ class Judge:
     pause: float = 1.0
     at_once: int = 4
 
+    def check(self) -> None:
+        """Find out before the work what would make asking fail.
+
+        Raises:
+            InputError: if the URL is none, the file of verdicts cannot be read, or, without an endpoint, it is not
+                there or holds nothing by this judge.
+        """
+        if self.url is not None:
+            try:
+                parts = urlsplit(self.url)
+                good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:  # brackets or a port that are none
+                good = False
+            if not good:
+                raise InputError(f"A judge's URL is written like http://127.0.0.1:8000/v1, not {self.url!r}.")
+        elif not self.verdicts.is_file():
+            raise InputError(f"There is no file of verdicts {str(self.verdicts)!r}; give it, or an endpoint to ask.")
+        given = {(row.get("judge"), row.get("version")) for row in verdicts.rows(self.verdicts)}
+        if self.url is None and not given & {(self.name, self.version), (None, None)}:
+            known = ", ".join(f"{name!r} (version {version!r})" for name, version in sorted(given, key=str))
+            raise InputError(
+                f"{str(self.verdicts)!r} has no verdict of the judge {self.name!r} (version {self.version!r}), only of "
+                f"{known or 'nobody'}. Give the judge's name and version as they were, or an endpoint to ask."
+            )
+
     def ask(
         self, prompts: Mapping[str, str], report: Callable[[int, int], None] = lambda done, of: None
     ) -> dict[str, str]:
@@ -86,7 +94,7 @@ class Judge:
                 answers something else (verdicts given until then are saved); or, without an endpoint, if no prompt has
                 a saved verdict.
         """
-        saved = {key: row["verdict"] for key, row in _read(self.verdicts)}
+        saved = dict(verdicts.load(self.verdicts, self.name, self.version).texts)
         keys = {name: self.key(prompt) for name, prompt in prompts.items()}
         missing = list({keys[name]: prompt for name, prompt in prompts.items() if keys[name] not in saved}.values())
         if self.url is not None and missing:
@@ -102,8 +110,8 @@ class Judge:
         return found
 
     def key(self, prompt: str) -> str:
-        """What a verdict is saved under: the SHA-256 of judge, version and prompt, in hexadecimal."""
-        return hashlib.sha256(json.dumps([self.name, self.version, prompt]).encode()).hexdigest()
+        """What a verdict is saved under."""
+        return verdicts.key(self.name, self.version, prompt)
 
     def as_dict(self) -> dict[str, Any]:
         """What a result says about its judge, as JSON values; no key, and of the URL no name and no password."""
@@ -117,7 +125,8 @@ class Judge:
 
     def _given(self, prompts: Sequence[str]) -> Iterator[tuple[str, str]]:
         """New verdicts as they come in, each saved before it is given."""
-        _mend(self.verdicts)
+        self.check()
+        verdicts.mend(self.verdicts)
         pool = ThreadPoolExecutor(max(1, self.at_once))
         failure: InputError | None = None
         try:
@@ -133,8 +142,8 @@ class Judge:
                     for other in waiting:
                         other.cancel()
                     continue
-                row = {"key": self.key(prompt), "judge": self.name, "version": self.version, "served": served}
-                _append(self.verdicts, row | {"verdict": verdict, "prompt": prompt})
+                about = {"key": self.key(prompt), "judge": self.name, "version": self.version, "served": served}
+                verdicts.append(self.verdicts, [about | {"verdict": verdict, "prompt": prompt}])
                 yield prompt, verdict
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -143,13 +152,11 @@ class Judge:
 
     def _request(self, prompt: str) -> tuple[str, str | None]:
         """A verdict, and the name of the model that the endpoint says has given it."""
-        url = f"{str(self.url).rstrip('/')}/chat/completions"
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise InputError(f"A judge's URL begins with http:// or https://, not {self.url!r}.")
         body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable, "").strip():
             headers["Authorization"] = f"Bearer {key}"
+        url = f"{str(self.url).rstrip('/')}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
         number = 0
         while True:
@@ -192,34 +199,6 @@ class Judge:
         return ""
 
 
-def fill(template: str, *values: str) -> str:
-    """The template with its slots, "{}", filled in order; other braces, and braces in the values, stay as they are."""
-    parts = template.split(SLOT)
-    return parts[0] + "".join(value + part for value, part in zip(values, parts[1:], strict=True))
-
-
-def read_template(path: str | Path, slots: Sequence[str]) -> str:
-    """A judge's template from a text file.
-
-    Args:
-        path: the file.
-        slots: what goes into its slots, "{}", in order.
-
-    Raises:
-        InputError: if it cannot be read, or has another number of slots.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The judge's template {str(path)!r} cannot be read: {error}.") from error
-    if text.count(SLOT) != len(slots):
-        raise InputError(
-            f"The judge's template {str(path)!r} has {text.count(SLOT)} slots {SLOT}; it needs {len(slots)}, in this "
-            f"order: {', '.join(slots)}."
-        )
-    return text
-
-
 class _Transient(Exception):
     """A failure that may pass; `wait` is how many seconds the endpoint asks for."""
 
@@ -249,49 +228,3 @@ def _seconds(header: str | None) -> float:
         return min(LONGEST_PAUSE, max(0.0, float(header or 0)))
     except ValueError:  # a date
         return 0.0
-
-
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Saved verdicts by key; of several under one key the last is the one a caller's dict keeps."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The verdicts {str(path)!r} cannot be read: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # killed while it was written, and the line has no end
-                return
-            raise InputError(f"Line {number} of {str(path)!r} is not valid JSON: {error}.") from error
-        if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("verdict"), str):
-            raise InputError(f"Line {number} of {str(path)!r} is no verdict; it needs the texts 'key' and 'verdict'.")
-        yield row["key"], row
-
-
-def _mend(path: Path) -> None:
-    """Make a file that ends in the middle of a line end with a whole one, so that more can be appended."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            whole, end, last = file.read().rpartition(b"\n")
-            if not last.strip():
-                return
-            try:
-                json.loads(last)
-                file.write(b"\n")
-            except ValueError:
-                file.truncate(len(whole) + len(end))
-    except OSError as error:
-        raise InputError(f"Verdicts cannot be saved to {str(path)!r}: {error}.") from error
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    try:
-        with path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-    except OSError as error:
-        raise InputError(f"A verdict cannot be saved to {str(path)!r}: {error}.") from error

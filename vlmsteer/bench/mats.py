@@ -18,9 +18,9 @@ import numpy as np
 
 from vlmsteer.bench import yesno
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.files import Files, field
+from vlmsteer.bench.files import Files, Published, field
 from vlmsteer.bench.inversion import invert
-from vlmsteer.bench.rows import find_split, read_split
+from vlmsteer.bench.rows import find_split, have_split, read_split
 from vlmsteer.errors import InputError, did_you_mean
 
 PROMPTS = {
@@ -182,8 +182,9 @@ def _strict(sums: Sums) -> dict[str, np.ndarray]:
 
 
 def _rows(files: Files, wanted: Sequence[str]) -> Iterable[tuple[str, str, Mapping[str, Any]]]:
+    have_split(files, *wanted, "mats")
     if not any(find_split(files, split) for split in wanted):
-        for where, row in read_split(files, "mats", *wanted):
+        for where, row in read_split(files, "mats"):
             split = {"test": "vsr"}.get(str(row.get("split")), row.get("split"))
             if split not in SPLITS:
                 raise InputError(f"{where} has the split {row.get('split')!r}{did_you_mean(str(split), SPLITS)}.")
@@ -237,6 +238,7 @@ BENCHMARK = Benchmark(
         ),
     ),
     max_new_tokens=10,
+    hub=Published("thubZ9/mats-dataset", ("*.json", "*.jsonl", "*.csv", "*.parquet", "*images/*")),
     notes="The authors' own entry point does not run, so the published numbers cannot be reproduced from their code; "
     "for contrastive encoders their SCS is how often the true statement beats its inversion (`strict`: pair_accuracy).",
 )

@@ -154,7 +154,7 @@ def _scorer(name: str, source: str, read: Callable[[str], str | None], present_o
                 values.append(float(found.get(count, 0)))
         return Tally(list(whole), counts)
 
-    return Scorer(name, source, tally, lambda sums: _metrics(sums, present_only), WANTED, POINTS)
+    return Scorer(name, source, tally, lambda sums: _metrics(sums, present_only), WANTED, numbers=POINTS)
 
 
 def _metrics(sums: Sums, present_only: bool) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
 from vlmsteer.bench.files import Files, field, read_rows
-from vlmsteer.bench.judge import Judged, fill, read_template
+from vlmsteer.bench.judged import Judged, fill, read_template
 from vlmsteer.errors import InputError, did_you_mean
 
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
@@ -152,7 +152,7 @@ def judged(verdicts: Mapping[str, str]) -> tuple[Scorer, ...]:
         ("strict", "ours", strict, None),
     )
     return tuple(
-        Scorer(name, source, _tally(verdicts, read, otherwise), _metrics, WANTED)
+        Scorer(name, source, _tally(verdicts, read, otherwise), _metrics, WANTED, numbers=NUMBERS)
         for name, source, read, otherwise in rules
     )
 
@@ -207,7 +207,8 @@ def _metrics(sums: Sums) -> dict[str, np.ndarray]:
 WANTED = {
     "rating": 1, "hallucination": -1, **dict.fromkeys(TYPES, 1), "unrated": 0, "unparsed": 0, "empty": -1, "words": 0,
 }  # fmt: skip
-JUDGED = Judged(prompts, judged)
+NUMBERS = frozenset({"rating", *TYPES, "words"})
+JUDGED = Judged(prompts, judged, frozenset({"official", "vti", "strict"}))
 BENCHMARK = Benchmark(
     "mmhal",
     "MMHal-Bench",
@@ -219,4 +220,5 @@ BENCHMARK = Benchmark(
     "different judges are not comparable, and by default the judge reads a text of ours, so that its ratings are not "
     "comparable with those of gpt-4-0314 in papers either: for these give the published template in a text file, "
     "--set template=FILE.",
+    judged=JUDGED,
 )

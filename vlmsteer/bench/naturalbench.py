@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmsteer.bench import yesno
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.files import Files, field, read_rows
+from vlmsteer.bench.files import Files, Published, field, read_rows, stored
 from vlmsteer.errors import InputError, did_you_mean
 
 KINDS = {
@@ -47,7 +47,7 @@ def load(files: Files, *, prompt: str = "official", kind: str = "all") -> list[I
 
     Rows are those of the public data set (`COLUMNS`, and `Index` where it is there): `naturalbench.json` (or .jsonl),
     in which `Image_0` and `Image_1` are names of image files, in `images` or beside it; else the data set's parquet
-    files, in the folder or its `data`, whose pictures are written to `images` the first time.
+    files, in the folder or its `data`.
 
     Args:
         files: the folder and further image folders.
@@ -69,7 +69,7 @@ def load(files: Files, *, prompt: str = "official", kind: str = "all") -> list[I
         if kind not in (asked, "all"):
             continue
         group = str(row.get("Index", number))
-        images = [_image(files, row[f"Image_{i}"], f"{group}_{i}", where) for i in (0, 1)]
+        images = [_image(files, row[f"Image_{i}"], where) for i in (0, 1)]
         for question, image in CORNERS:
             label, positive = _label(row, f"Image_{image}_Question_{question}", asked, where)
             text = PROMPTS[prompt].format(question=field(row, f"Question_{question}", where), instruction=KINDS[asked])
@@ -92,11 +92,15 @@ def strict(text: str, kind: str) -> int:
 
 def _rows(files: Files) -> Iterator[tuple[str, Mapping[str, Any]]]:
     names = ("naturalbench.json", "naturalbench.jsonl", "NaturalBench.json", "NaturalBench.jsonl")
-    tables = sorted(files.folder.glob("*.parquet")) + sorted((files.folder / "data").glob("*.parquet"))
-    if tables and not any(files.has(name) for name in names):
+    while True:
+        path = next((files.folder / name for name in names if files.has(name)), None)
+        tables = sorted(files.folder.glob("*.parquet")) + sorted((files.folder / "data").glob("*.parquet"))
+        if path or tables:
+            break
+        files.fetch(*names, "*.parquet")
+    if path is None:
         yield from _table_rows(tables)
         return
-    path = files.find(*names)
     for number, row in enumerate(read_rows(path), 1):
         where = f"Row {number} of {str(path)!r}"
         for column in COLUMNS:
@@ -121,23 +125,13 @@ def _table_rows(paths: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]
             raise InputError(f"{str(path)!r} cannot be read as parquet: {error}.") from error
 
 
-def _image(files: Files, value: Any, name: str, where: str) -> str:
+def _image(files: Files, value: Any, where: str) -> str:
     if isinstance(value, str):
         return files.image(value, "images")
     data = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(data, bytes):
         raise InputError(f"{where} has no picture: a file name or its bytes.")
-    file = f"{name}.png" if data.startswith(b"\x89PNG") else f"{name}.jpg"
-    path = files.folder / "images" / file
-    try:
-        if not path.is_file() or path.stat().st_size != len(data):
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
-    except OSError as error:
-        raise InputError(
-            f"The pictures in the parquet files cannot be written to {str(path.parent)!r}: {error}."
-        ) from error
-    return str(path)
+    return stored(data)
 
 
 def _label(row: Mapping[str, Any], column: str, kind: str, where: str) -> tuple[str, int]:
@@ -201,6 +195,7 @@ BENCHMARK = Benchmark(
     ),
     16,
     yes_no=True,
+    hub=Published("BaiqiL/NaturalBench", ("data/*.parquet",)),
     notes="The authors' prompt has no blank between question and instruction, lmms-eval's has one (--set prompt=lmms). "
     "`official` takes the article 'a' for the option A and holds yes (or A) for right where question and image have "
     "the same number, whatever the file says; `strict` reads the file's answers. `yes` is the share of yes and A.",

@@ -51,7 +51,7 @@ def _changes(about: dict[str, Any], scored: dict[str, Any]) -> bytes:
             axes.plot(scale * rate["rate"], y, "o" if not control else "D", color=color, markersize=6 - 2 * control)
         better = {1: "more is better", -1: "less is better"}.get(scored["wanted"][metric], "")
         axes.set_title(_plain(metric) + (f"\n{better}" if better else ""), fontsize=9)
-        axes.set_xlabel("change, points" if unit == "share" else "change", fontsize=8)
+        axes.set_xlabel("change" if unit == "number" else "change, points", fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -87,7 +87,7 @@ def _strengths(
             label = "random directions" if number_ == 0 else None
             kept = [(at, row) for at, row in zip(x, random, strict=True) if row]
             _line(axes, [at for at, _ in kept], [row for _, row in kept], metric, scale, GRAY, label, "--")
-        axes.set_title(_plain(metric) + (" %" if unit == "share" else ""), fontsize=9)
+        axes.set_title(_plain(metric) + ("" if unit == "number" else " %"), fontsize=9)
         axes.set_xlabel("strength", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -28,14 +28,21 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pill
 ASKED = ("model", "decoding", "tasks", "arms")  # what answers depend on
 
 
-def asked(session: Session, tasks: Sequence[Task], arms: Sequence[Arm], decoding: Decoding) -> dict[str, Any]:
-    """What the answers depend on, as JSON values: two runs that agree in it are one run."""
+def asked(
+    session: Session, tasks: Sequence[Task], arms: Sequence[Arm], decoding: Decoding, weights: str
+) -> dict[str, Any]:
+    """What the answers depend on, as JSON values: two runs that agree in it are one run.
+
+    Args:
+        weights: the model's `weights.digest`.
+    """
     quantization = getattr(session.model.config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, dict):
         quantization = quantization.to_dict()
     found = {
         "model": {
             **session.fingerprint,
+            "weights": weights,
             "dtype": str(session.model.dtype).removeprefix("torch."),
             **({} if quantization is None else {"quantization": quantization}),
         },
@@ -102,6 +109,16 @@ def open_folder(
     write_whole(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
+def note(folder: Path, name: str, value: Any) -> None:
+    """Put a further entry into run.json, such as who judged the answers.
+
+    Raises:
+        InputError: if it cannot be read or written.
+    """
+    path = folder / "run.json"
+    write_whole(path, json.dumps({**read_json(path), name: value}, indent=1, ensure_ascii=False) + "\n")
+
+
 def _difference(where: str, there: Any, here: Any) -> str | None:
     """Where two JSON values first differ, in words."""
     if isinstance(there, dict) and isinstance(here, dict):
@@ -113,7 +130,11 @@ def _difference(where: str, there: Any, here: Any) -> str | None:
             return f"its {where} are {', '.join(named[0])}, here {', '.join(named[1])}"
         pairs = zip(named[0], there, here, strict=True)
         return next(filter(None, (_difference(f"{where}.{name}", a, b) for name, a, b in pairs)), None)
-    return None if there == here else f"its {where} is {there!r}, here {here!r}"
+    if there == here:
+        return None
+    if where == "model.weights":
+        return f"its model has the same name but other weights (digest {there}, here {here})"
+    return f"its {where} is {there!r}, here {here!r}"
 
 
 def _file_name(name: str) -> str:

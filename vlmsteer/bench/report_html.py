@@ -38,7 +38,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } .soft, figcaption { color: var(-
 a { color: inherit; } nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: .75rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.25rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem;
+.wide { overflow-x: auto; margin-top: 1rem; } table { border-collapse: collapse; font-size: .875rem;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .25rem 0 .4rem; } th, td { padding: .3rem .5rem; text-align: right;
   white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -75,8 +75,8 @@ def page(run: Run, found: Mapping[str, Any], tables: Sequence[Table], pictures: 
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_summary(run, found))}</p>',
         "<nav>" + "".join(f'<a href="#{_anchor(task)}">{escape(task)}</a>' for task in run.items) + "</nav>",
-        _facts(run),
-        f'<p class="soft">{escape(LEGEND)}</p>',
+        f'<p class="soft">{escape(LEGEND)}</p>' if len(run.arms) > 1 else "",
+        f"<details><summary>What was run</summary>{_facts(run)}</details>",
     ]
     thumbnails: dict[str, str] = {}
     for task, about in found["tasks"].items():
@@ -115,7 +115,7 @@ def _facts(run: Run) -> str:
     rows = [("arms", "; ".join(arm.name for arm in run.arms))]
     for name, value in run.about.items():
         if name not in ("arms", "tasks"):
-            rows.append((name.replace("_", " "), _words(value)))
+            rows.append((name.replace("_", " "), _words(value) or "–"))
     for row in run.about.get("tasks", ()):
         rows.append((row["name"], _words({key: value for key, value in row.items() if key != "name"})))
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows) + "</dl>"
@@ -160,7 +160,7 @@ def _flips(run: Run, task: str, about: Mapping[str, Any], thumbnails: dict[str, 
         broken, repaired = flips.worst(run.items[task], answers[run.baseline], answers[arm.name], known[scorer])
         for words, found, after in (("worse", broken, "bad"), ("better", repaired, "good")):
             if found:
-                head = f"{arm.name}: the {len(found)} clearest of the items that it answers {words}"
+                head = f"{arm.name}: items that it answers {words}, the clearest first ({len(found)})"
                 cards = "".join(_card(flip, after, thumbnails) for flip in found)
                 yield f'<details><summary>{escape(head)}</summary><div class="cards">{cards}</div></details>'
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from vlmsteer.bench.benchmark import Answer, Arm, Benchmark, Item
 from vlmsteer.bench.files import read_json
+from vlmsteer.bench.judged import with_verdicts
 from vlmsteer.errors import InputError
 from vlmsteer.registry import BENCHMARKS
 
@@ -63,7 +64,7 @@ def read_run(folder: str | Path, benchmarks: Mapping[str, Benchmark] | None = No
 
     Args:
         folder: with run.json, items-TASK.jsonl, samples.jsonl (and samples-RANK.jsonl).
-        benchmarks: by name; None for those that vlmsteer has.
+        benchmarks: by name; None for those that vlmsteer has. Their scorers read the verdicts that the folder holds.
 
     Raises:
         InputError: if the folder is not one of a run, or run.json or the items cannot be read.
@@ -101,6 +102,7 @@ def read_run(folder: str | Path, benchmarks: Mapping[str, Benchmark] | None = No
     named = {
         task: BENCHMARKS.load(name) if benchmarks is None else benchmarks[name] for task, name in tasks.items()
     }  # fmt: skip
+    named = {task: with_verdicts(benchmark, about, folder) for task, benchmark in named.items()}
     return Run(folder, about, items, answers, errors, seconds, arms, named, unreadable)
 
 
@@ -125,22 +127,22 @@ def report(
     Raises:
         InputError: if the folder cannot be read or written.
     """
-    from vlmsteer.bench import plots, report_html, tables
+    from vlmsteer.bench import plots, report_html, table_formats, tables
     from vlmsteer.bench.summary import summarize
 
     run = read_run(folder, benchmarks)
     found = summarize(run, scorers, draws, seed)
     made = tables.build(found)
-    markdown = tables.as_markdown(made)
+    markdown = table_formats.as_markdown(made)
     pictures = plots.draw(found)
     written: dict[str, str | bytes] = {
         "metrics.json": json.dumps(found, indent=1, allow_nan=False), "table.md": markdown,
-        "table.csv": tables.as_csv(found), "table.tex": tables.as_latex(made), **pictures,
+        "table.csv": table_formats.as_csv(found), "table.tex": table_formats.as_latex(made), **pictures,
         "report.html": report_html.page(run, found, made, pictures),
     }  # fmt: skip
     for name, content in written.items():
         _write(run.folder / name, content)
-    return tables.as_markdown(made, further=False)
+    return table_formats.as_markdown(made, further=False)
 
 
 def _write(path: Path, content: str | bytes) -> None:

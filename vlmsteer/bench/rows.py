@@ -1,22 +1,17 @@
 """Rows of a published split, whatever it was saved as: JSON, JSON lines, CSV, or parquet files in one or more parts.
 
-On the hub pictures lie inside the parquet rows. Everything after loading takes a picture as a file, so they are
-written out once, into the cache, under names that their content gives; a second run finds them there.
+On the hub pictures lie inside the parquet rows; everything after loading takes a picture as a file.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from vlmsteer.bench.files import Files, read_rows
-from vlmsteer.bench.vcf import cache_folder
+from vlmsteer.bench.files import Files, read_rows, stored
 from vlmsteer.errors import InputError
-from vlmsteer_counterfacts.record import replace_file
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-MAGIC = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp"}
 
 
 def find_split(files: Files, stem: str) -> list[Path]:
@@ -29,6 +24,16 @@ def find_split(files: Files, stem: str) -> list[Path]:
         if parts:
             return parts
     return []
+
+
+def have_split(files: Files, *stems: str) -> None:
+    """See to it that one of these splits is there, from the hub if the folder has none.
+
+    Raises:
+        InputError: if none is to be had.
+    """
+    while not any(find_split(files, stem) for stem in stems):
+        files.fetch(f"a table {' or '.join(stems)} ({', '.join(SUFFIXES)})")
 
 
 def read_split(files: Files, *stems: str) -> list[tuple[str, dict[str, Any]]]:
@@ -44,11 +49,8 @@ def read_split(files: Files, *stems: str) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         InputError: if none is there, a file cannot be read, or a picture cannot be written.
     """
-    names = " or ".join(stems)
-    found = next((paths for stem in stems if (paths := find_split(files, stem))), [])
-    if not found:
-        there = "" if files.folder.is_dir() else "; there is no such folder"
-        raise InputError(f"{str(files.folder)!r} has no table {names} ({', '.join(SUFFIXES)}){there}.")
+    have_split(files, *stems)
+    found = next(paths for stem in stems if (paths := find_split(files, stem)))
     rows = [
         (f"Row {number} of {str(path)!r}", row)
         for path in found
@@ -67,19 +69,13 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):
-                rows += [{name: _stored(value) for name, value in row.items()} for row in batch.to_pylist()]
+                rows += [{name: _as_file(value) for name, value in row.items()} for row in batch.to_pylist()]
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{str(path)!r} is not a readable parquet file; download or save it again.") from error
     return rows
 
 
-def _stored(value: Any) -> Any:
+def _as_file(value: Any) -> Any:
     if isinstance(value, dict) and "bytes" in value:
         value = value["bytes"] if value["bytes"] is not None else value.get("path")
-    if not isinstance(value, bytes):
-        return value
-    suffix = next((name for start, name in MAGIC.items() if value.startswith(start)), ".img")
-    file = cache_folder() / "images" / f"{hashlib.sha256(value).hexdigest()}{suffix}"
-    if not file.is_file():
-        replace_file(file, value)
-    return str(file)
+    return stored(value) if isinstance(value, bytes) else value

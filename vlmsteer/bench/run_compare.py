@@ -13,7 +13,7 @@ from typing import Any
 from vlmsteer.bench.benchmark import Benchmark, Scorer
 from vlmsteer.bench.results import Run, read_run
 from vlmsteer.bench.summary import Scored, metric_facts, plain
-from vlmsteer.bench.tables import certain, change, number
+from vlmsteer.bench.tables import certain, change, head, number
 from vlmsteer.errors import InputError, did_you_mean
 
 A, B = "a", "b"
@@ -77,7 +77,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     ]
     for task, about in found["tasks"].items():
         metrics, units = about["metrics"], about["units"]
-        heads = [f"{metric} %" if units[metric] == "share" else metric for metric in metrics]
+        heads = [head(metric, units[metric]) for metric in metrics]
         rows = [["", *heads, "lost/gained (p)", "n"], ["---", *["---:"] * (len(heads) + 2)]]
         for name, row in about["arms"].items():
             cells = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmsteer.bench import plan, record
+from vlmsteer.bench import plan, record, weights
 from vlmsteer.bench.asking import Asker, Batch, Decoding, Outcome
 from vlmsteer.bench.benchmark import Answer, Arm, Item
 from vlmsteer.bench.ledger import Ledger, key, latest, merge, rows_in
@@ -86,7 +86,9 @@ def run(
         if arm.recipe is not None and not arm.recipe.per_question:
             with session.apply(arm.recipe):
                 pass
-    work = _Work(session, tasks, arms, decoding, batch_size)
+    # Found out once: what is quantized on other devices need not be the same to the last bit.
+    known = ranks.first(lambda: weights.digest(session.model))
+    work = _Work(session, tasks, arms, decoding, batch_size, known)
     more = {"batch_size": batch_size, **(about or {})}
     ranks.first(lambda: record.open_folder(folder, work.asked, tasks, arms, more))
     failed: VlmsteerError | None = None
@@ -123,10 +125,16 @@ class _Work:
     """All batches of a run, and the keys of their answers."""
 
     def __init__(
-        self, session: Session, tasks: Sequence[Task], arms: Sequence[Arm], decoding: Decoding, batch_size: int
+        self,
+        session: Session,
+        tasks: Sequence[Task],
+        arms: Sequence[Arm],
+        decoding: Decoding,
+        batch_size: int,
+        known: str,
     ) -> None:
         self.session, self.tasks, self.arms = session, tasks, arms
-        self.asked = record.asked(session, tasks, arms, decoding)
+        self.asked = record.asked(session, tasks, arms, decoding, known)
         self.batches = [(task, batch) for task in tasks for batch in plan.batches(task, batch_size)]
         self._decoding = decoding.spec()
         self._hashes = {row["name"]: row["recipe"] for row in self.asked["arms"]}

@@ -11,16 +11,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from vlmsteer.bench.behavior import FIRST_TOKEN, NUMBERS, TEXTS, YES_NO, yes_bias
-from vlmsteer.bench.benchmark import Answer, Item, Scorer, Tally
+from vlmsteer.bench.behavior import FIRST_TOKEN, TEXTS, YES_NO, yes_bias
+from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Tally
 from vlmsteer.bench.intervals import mcnemar, metric_contrast, metric_intervals
 from vlmsteer.bench.results import Run
 from vlmsteer.bench.statistics import Rate
 from vlmsteer.errors import InputError, VlmsteerError
 
-LARGE = 100  # numbers from here on need no second digit
 Answers = Mapping[str, Mapping[str, Answer]]  # by arm and item
 
 
@@ -122,12 +119,20 @@ def _task(run: Run, task: str, names: Sequence[str] | None, draws: int, seed: in
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for scorer in chosen:
+        # An answer that nobody judged counts as none; nor has a control been judged that words its answers itself.
+        judged = benchmark.judged if benchmark.judged and scorer.name in benchmark.judged.reads else None
+        given = judged.known(items, run.answers[task]) if judged else answers
         try:
-            found[scorer.name] = _scored(Scored(items, answers, scorer, draws, seed), arms, base)
+            found[scorer.name] = _scored(Scored(items, given, scorer, draws, seed), arms, base)
         except VlmsteerError as error:  # a part that needs what is not there, a judge or word lists
             skipped[scorer.name] = str(error)
     if not found and chosen and any(answers.values()):
         raise InputError(f"No scorer of {benchmark.title} can be run: {next(iter(skipped.values()))}")
+    for scorer in _against(benchmark, chosen, answers.get(str(base), {})):
+        given = {arm: _only(answers[arm], answers[str(base)]) for arm in run.answers[task] if arm != base}
+        scored = _scored(Scored(items, given, scorer, draws, seed), arms, None)
+        if scored["metrics"]:
+            found[scorer.name] = {**scored, "against": base}
     for scorer in (TEXTS, YES_NO, FIRST_TOKEN) if benchmark.yes_no else (TEXTS, FIRST_TOKEN):
         counted = run.answers[task] if scorer is TEXTS else answers  # a control made of margins has no length
         scored = _scored(Scored(items, counted, scorer, draws, seed), arms, base)
@@ -136,8 +141,21 @@ def _task(run: Run, task: str, names: Sequence[str] | None, draws: int, seed: in
     return {
         "benchmark": benchmark.name, "title": benchmark.title, "source": benchmark.source, "notes": benchmark.notes,
         "version": benchmark.version, "items": len(items), "groups": len({item.cluster for item in items}),
+        "without_image": sum(item.image is None for item in items),
         "arms": arms, "scorers": found, "skipped_scorers": skipped,
+        "judge": benchmark.judged and benchmark.judged.about(items, run.answers[task]),
     }  # fmt: skip
+
+
+def _against(benchmark: Benchmark, chosen: Sequence[Scorer], before: Mapping[str, Answer]) -> list[Scorer]:
+    """The scorers against the baseline's answers that go with the chosen ones."""
+    pairs = zip(benchmark.scorers, benchmark.against, strict=False)
+    made = {scorer.name: make for scorer, make in pairs} if before else {}
+    return [made[scorer.name](before) for scorer in chosen if scorer.name in made]
+
+
+def _only(answers: Mapping[str, Answer], known: Mapping[str, Answer]) -> dict[str, Answer]:
+    return {id: answer for id, answer in answers.items() if id in known}
 
 
 def _scored(scored: Scored, arms: Mapping[str, dict[str, Any]], base: str | None) -> dict[str, Any]:
@@ -166,7 +184,8 @@ def _scored(scored: Scored, arms: Mapping[str, dict[str, Any]], base: str | None
                 pooled["change"] = scored.contrast(_beyond(base, random[name], sign=-1.0))
             rows[name]["random"] = pooled
     facts = metric_facts(scored.scorer, [row["values"] for row in rows.values()])
-    about = {"source": scored.scorer.source, "version": scored.scorer.version, **facts}
+    scorer = scored.scorer
+    about = {"source": scorer.source, "version": scorer.version, "notes": scorer.notes, **facts}
     return {**about, "arms": plain(rows, set(facts["metrics"]))}
 
 
@@ -181,8 +200,7 @@ def metric_facts(scorer: Scorer, values: Sequence[Mapping[str, Rate]]) -> dict[s
     order = dict.fromkeys([*scorer.wanted, *(name for row in values for name in row)])
     order = [metric for metric in order if metric in known]
     wanted = {metric: scorer.wanted.get(metric, 0) for metric in order}
-    units = {metric: _unit(scorer, metric, [row[metric].rate for row in values if metric in row]) for metric in order}
-    return {"metrics": order, "wanted": wanted, "units": units}
+    return {"metrics": order, "wanted": wanted, "units": {metric: scorer.unit(metric) for metric in order}}
 
 
 def plain(value: Any, metrics: Collection[str]) -> Any:
@@ -197,11 +215,3 @@ def plain(value: Any, metrics: Collection[str]) -> Any:
 
 def _beyond(name: str, others: Sequence[str], sign: float = 1.0) -> dict[str, float]:
     return {name: sign, **dict.fromkeys(others, -sign / len(others))}
-
-
-def _unit(scorer: Scorer, metric: str, values: Sequence[float]) -> str:
-    """ "points" (as the authors give them, or a large number), "share" (0..1), or "number"."""
-    known = np.array([value for value in values if math.isfinite(value)])
-    if metric in scorer.percent or (np.abs(known) >= LARGE).any():
-        return "points"
-    return "share" if metric not in NUMBERS and ((known >= 0) & (known <= 1)).all() else "number"

@@ -1,17 +1,17 @@
-"""The same rows as Markdown, CSV and LaTeX: an arm, its controls beneath it, what each changed and how sure that is.
+"""A run's numbers as rows: an arm, its controls beneath it, what each changed and how sure that is.
 
-A task's first table has what its main scorer counts, the second what else is known. Shares are in percent and their
+A task's first table has what its main scorer counts, later ones what else is known. Shares are in percent and their
 changes in points; a change is bold where its 95 % interval excludes zero.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from vlmsteer.bench import judged
 
 MAIN = 4  # metrics in the first table
 LEGEND = (
@@ -19,9 +19,10 @@ LEGEND = (
     "the value is in percent; bold if the interval excludes zero. Lost/gained: answers that were right and became "
     "wrong, and the reverse (McNemar's exact p). Detectable: the change of the first metric that so many items show "
     "with 80 % power. Random directions have the recipe's own lengths; yes bias is the baseline, with one number added "
-    "to its log p(yes) - log p(no) so that it says yes as often as the arm does: an arm that is not better than that "
-    "has only moved its share of yes."
+    "to its log p(yes) - log p(no) so that it says yes as often as the arm does. Beyond: the arm minus that control, "
+    "in the same draws; where its interval holds zero, nothing shows that the arm does more than the control."
 )
+PAIRED = "In brackets the 95 % interval."
 Rated = dict[str, Any] | None
 
 
@@ -59,22 +60,29 @@ def build(found: dict[str, Any]) -> list[Table]:
     """The tables of `summary.summarize`'s numbers, each task's main table first."""
     tables = []
     for task, about in found["tasks"].items():
+        paired = [name for name, scored in about["scorers"].items() if "against" in scored]
         for number, (scorer, scored) in enumerate(about["scorers"].items()):
-            metrics = scored["metrics"]
-            first = metrics[:MAIN] if number == 0 else []
-            groups = f"{about['groups']} group{'s' if about['groups'] > 1 else ''}"
-            title = f"{about['title']}, {about['items']} items in {groups}, scored by {scorer}"
+            main = number == 0 or scorer in paired[:1]
+            first = scored["metrics"][:MAIN] if main else []
+            title = f"{about['title']}, {scorer}"
             if number == 0:
-                note = " ".join(f"Not scored by {name}: {why}" for name, why in about["skipped_scorers"].items())
-                tables.append(_table(task, title, about, [(scorer, metric) for metric in first], True, note))
-            rest = [(scorer, metric) for metric in metrics[len(first) :]]
-            if rest:
-                tables.append(_table(task, f"{about['title']}: {scorer}", about, rest, False))
+                groups = f"{about['groups']} group{'s' if about['groups'] > 1 else ''}"
+                whole = f"{about['title']}, {about['items']} items in {groups}, scored by {scorer}"
+                tables.append(_table(task, whole, about, scorer, first, True, _notes(about)))
+            elif main:
+                tables.append(_table(task, title, about, scorer, first, True, f"{scored['notes']} {PAIRED}"))
+            if rest := scored["metrics"][len(first) :]:
+                tables.append(_table(task, title, about, scorer, rest, False, "" if main else scored["notes"]))
     return tables
 
 
-def lines(about: dict[str, Any], scored: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], bool]]:
-    """Each row as (arm, what it is called, its numbers, whether it is a control): an arm, then its controls."""
+def lines(
+    about: dict[str, Any], scored: dict[str, Any], beyond: bool = False
+) -> Iterator[tuple[str, str, dict[str, Any], bool]]:
+    """Each row as (arm, what it is called, its numbers, whether it is a control): an arm, then its controls.
+
+    With `beyond` each control is followed by how far the arm is beyond it, a row that has a change and no values.
+    """
     for arm, row in scored["arms"].items():
         kind = about["arms"][arm]["kind"]
         if kind in ("random", "yes bias"):
@@ -83,27 +91,33 @@ def lines(about: dict[str, Any], scored: dict[str, Any]) -> Iterator[tuple[str, 
         if "random" in row:
             count = row["random"]["directions"]
             yield arm, f"{count} random direction{'s' if count > 1 else ''}", row["random"], True
+            if beyond and "random" in row.get("beyond", {}):
+                yield arm, "beyond random", {"values": {}, "change": row["beyond"]["random"]}, True
         if f"{arm}, yes bias" in scored["arms"]:
             yield arm, "yes bias", scored["arms"][f"{arm}, yes bias"], True
+            if beyond and "yes bias" in row.get("beyond", {}):
+                yield arm, "beyond yes bias", {"values": {}, "change": row["beyond"]["yes bias"]}, True
 
 
 def number(value: float | None, unit: str, signed: bool = False) -> str:
-    """ "87.0", "+1.3": shares times 100 and points with one digit, other numbers with two."""
+    """ "87.0", "+1.3": shares times 100 and percent with one digit, numbers with two."""
     if value is None:
         return "–"
     sign = "+" if signed else ""
-    if unit == "share":
-        return f"{100 * value:{sign}.1f}"
-    return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.2f}"
+    value, digits = (100 * value if unit == "share" else value), (2 if unit == "number" else 1)
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # adding 0.0 makes -0.0 a 0.0
+
+
+def head(metric: str, unit: str) -> str:
+    """ "accuracy %", or a number's name as it is."""
+    return metric if unit == "number" else f"{metric} %"
 
 
 def change(rate: Rated, unit: str) -> str:
     """ "+1.3 [0.2, 2.4]"."""
     if rate is None or rate["rate"] is None:
         return ""
-    low, high = rate["interval"]
-    bounds = "" if low is None else f" [{number(low, unit)}, {number(high, unit)}]"
-    return number(rate["rate"], unit, signed=True) + bounds
+    return number(rate["rate"], unit, signed=True) + _bounds(rate, unit)
 
 
 def certain(rate: Rated) -> bool:
@@ -111,89 +125,42 @@ def certain(rate: Rated) -> bool:
     return rate is not None and rate["interval"][0] is not None and (rate["interval"][0] > 0 or rate["interval"][1] < 0)
 
 
-def as_markdown(tables: Sequence[Table], further: bool = True) -> str:
-    """Tables as Markdown, the main ones first; `further` whether others follow."""
-    parts = [LEGEND]
-    for main in (True, False) if further else (True,):
-        if not main and any(not table.main for table in tables):
-            parts.append("## Further metrics")
-        for table in tables:
-            if table.main != main:
-                continue
-            rows = [["", *table.heads], ["---", *("---:" for _ in table.heads)]]
-            for row in table.rows:
-                name = f"↳ {row.name}" if row.control else row.name
-                rows.append([_piped(name), *(_piped(_marked(cell)) for cell in row.cells)])
-            text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-            parts.append(f"### {table.task}: {table.title}\n\n{text}" + (f"\n\n{table.note}" if table.note else ""))
-    return "\n\n".join(parts) + "\n"
-
-
-def as_csv(found: dict[str, Any]) -> str:
-    """One line for each task, scorer, arm (or control) and metric, with every number unrounded."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["task", "scorer", "arm", "control", "strength", "metric", "unit", "value", "low", "high", "n"]
-        + ["change", "change_low", "change_high", "change_n", "minimum_detectable", "lost", "gained", "mcnemar_p"]
-    )  # fmt: skip
-    for task, about in found["tasks"].items():
-        for scorer, scored in about["scorers"].items():
-            for arm, name, row, control in lines(about, scored):
-                tested = row.get("mcnemar") or {}
-                for metric in scored["metrics"]:
-                    value, moved = row["values"].get(metric), row.get("change", {}).get(metric)
-                    writer.writerow(
-                        [task, scorer, arm, name if control else "", about["arms"][arm]["strength"], metric]
-                        + [scored["units"][metric], *_numbers(value), *_numbers(moved)]
-                        + [moved and moved["minimum_detectable"]]
-                        + [tested.get(key) for key in ("lost", "gained", "p")]
-                    )  # fmt: skip
-    return out.getvalue()
-
-
-def as_latex(tables: Sequence[Table]) -> str:
-    """All tables for LaTeX with the package booktabs."""
-    parts = ["% needs \\usepackage{booktabs}"]
-    for table in tables:
-        columns = "l" + "r" * len(table.heads)
-        body = [" & ".join(["", *map(_tex, table.heads)]) + r" \\", r"\midrule"]
-        for row in table.rows:
-            cells = [_tex(cell.value) + _tex_change(cell) for cell in row.cells]
-            body.append(" & ".join([(r"\quad " if row.control else "") + _tex(row.name), *cells]) + r" \\")
-        parts.append(
-            "\n".join(
-                [r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{table.task}: {table.title}')}}}"]
-                + [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule"]
-                + [r"\end{tabular}", r"\end{table}"]
-            )
+def _notes(about: dict[str, Any]) -> str:
+    notes = [judged.sentence(about["judge"])] if about["judge"] else []
+    notes += [f"Not scored by {name}: {why}" for name, why in about["skipped_scorers"].items()]
+    if about["without_image"] and any(arm["kind"] == "recipe" for arm in about["arms"].values()):
+        notes.append(
+            f"{about['without_image']} of these questions show no image; what a recipe changes in how one is seen has "
+            "nothing to act on there and is left out."
         )
-    return "\n\n".join(parts) + "\n"
+    return " ".join(notes)
 
 
 def _table(
-    task: str, title: str, about: dict[str, Any], columns: list[tuple[str, str]], main: bool, note: str = ""
+    task: str, title: str, about: dict[str, Any], scorer: str, metrics: Sequence[str], main: bool, note: str = ""
 ) -> Table:
-    scorer = columns[0][0]
     scored = about["scorers"][scorer]
-    rows = list(lines(about, scored))
+    paired = "against" in scored
+    rows = list(lines(about, scored, beyond=main))
     units = scored["units"]
-    heads = [f"{metric} %" if units[metric] == "share" else metric for _, metric in columns]
-    extra = _extra(about, scorer) if main else []
-    for source, metric in extra:
-        heads.append(f"{metric} %" if about["scorers"][source]["units"][metric] == "share" else metric)
+    heads = [head(metric, units[metric]) for metric in metrics]
+    counted = main and not paired
+    extra = _extra(about, scorer) if counted else []
+    heads += [head(metric, about["scorers"][source]["units"][metric]) for source, metric in extra]
     tested = any(row.get("mcnemar") for *_, row, _ in rows)
-    heads += [*(["lost/gained (p)"] if tested else []), "detectable", "n", "errors"] if main else []
+    moved = any(row.get("change") for *_, row, _ in rows)
+    heads += [*(["lost/gained (p)"] if tested else []), *(["detectable"] if moved else [])] if counted else []
+    heads += ["n", "errors"] if counted else []
     made = []
     for arm, name, row, control in rows:
-        cells = [_cell(row, metric, units[metric]) for _, metric in columns]
+        cells = [_cell(row, metric, units[metric], paired) for metric in metrics]
         for source, metric in extra:
             other = about["scorers"][source]
-            match = next((found for *key, found, _ in lines(about, other) if key == [arm, name]), None)
-            cells.append(_cell(match, metric, other["units"][metric]) if match else Cell("–"))
-        if main:
+            match = next((found for *key, found, _ in lines(about, other, beyond=True) if key == [arm, name]), None)
+            cells.append(_cell(match, metric, other["units"][metric]) if match else Cell("–" if row["values"] else ""))
+        if counted:
             cells += [_tested(row.get("mcnemar"))] if tested else []
-            cells += _counts(about, arm, row, columns[0][1], units, control)
+            cells += _counts(about, arm, row, metrics[0], units, control)[0 if moved else 1 :]
         made.append(Row(name, tuple(cells), control))
     return Table(task, title, tuple(heads), tuple(made), main, note)
 
@@ -206,9 +173,12 @@ def _extra(about: dict[str, Any], scorer: str) -> list[tuple[str, str]]:
     return [("answers", "words")] if "answers" in about["scorers"] and "words" not in shown else []
 
 
-def _cell(row: dict[str, Any], metric: str, unit: str) -> Cell:
+def _cell(row: dict[str, Any], metric: str, unit: str, paired: bool = False) -> Cell:
     value, moved = row["values"].get(metric), row.get("change", {}).get(metric)
-    return Cell(number(value and value["rate"], unit), change(moved, unit), certain(moved))
+    if not row["values"]:
+        return Cell("", change(moved, unit), certain(moved))
+    text = number(value and value["rate"], unit)
+    return Cell(text, _bounds(value, unit).strip()) if paired else Cell(text, change(moved, unit), certain(moved))
 
 
 def _tested(found: dict[str, Any] | None) -> Cell:
@@ -222,33 +192,13 @@ def _counts(
 ) -> list[Cell]:
     moved = row.get("change", {}).get(metric)
     detectable = number(moved["minimum_detectable"], units[metric]) if moved else ""
-    value = row["values"].get(metric)
+    value = row["values"].get(metric) or moved
     return [
         Cell(detectable), Cell(str(value["n"] if value else 0)),
         Cell("" if control else str(about["arms"][arm]["errors"])),
     ]  # fmt: skip
 
 
-def _numbers(rate: Rated) -> list[Any]:
-    return [None] * 4 if rate is None else [rate["rate"], *rate["interval"], rate["n"]]
-
-
-def _marked(cell: Cell) -> str:
-    text = f"{cell.value} ({cell.change})" if cell.change else cell.value
-    return f"**{text}**" if cell.bold else text
-
-
-def _piped(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
-
-
-def _tex(text: str) -> str:
-    named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-    named |= {"<": r"\textless{}", ">": r"\textgreater{}"}
-    return "".join(named.get(one, "\\" + one if one in "&%$#_{}" else one) for one in text)
-
-
-def _tex_change(cell: Cell) -> str:
-    if not cell.change:
-        return ""
-    return r" \textbf{(" + _tex(cell.change) + ")}" if cell.bold else f" ({_tex(cell.change)})"
+def _bounds(rate: Rated, unit: str) -> str:
+    low, high = rate["interval"] if rate else (None, None)
+    return "" if low is None else f" [{number(low, unit)}, {number(high, unit)}]"

@@ -103,6 +103,7 @@ def _tag(word: str, before: str, after: str, second: str, last: str) -> str:
         return _irregular(word, before, after, modifies)
     if word.endswith(("er", "est")) and lemma(word, "a") != word:
         thing = known(word, "n") and not _thing(after) and (modifies or not known(word, "a"))
+        thing = thing or before == "hair"  # "a hair drier hangs"
         return "n" if thing else "a"
     return "n"
 

@@ -10,6 +10,7 @@ reads, that is exact but for rarer abbreviations.
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 
 
 def _words(text: str) -> list[str]:
@@ -27,7 +28,8 @@ ABBREVIATIONS = frozenset(
 STARTERS = frozenset(_words("the a an in it he she they there this these those that but however some another one two"))
 _MARK = r"[?!)\";}\]*:@'({\[]"  # what no word contains
 _DOTS = r"-{2,}|\.{2,}|(?:\.\s){2,}\."
-_END = re.compile(rf"\S*[.?!](?=({_MARK})|\s+(\S+))")
+_RUN = re.compile(r"\S+")
+_INNER_END = re.compile(rf"[.?!](?={_MARK})")
 _WORD = re.compile(rf"{_DOTS}|(?=[^(\"`{{\[:;&#*@)}}\]\-,])\S+?(?=\s|$|{_MARK}|{_DOTS}|,(?=$|\s|{_MARK}|{_DOTS}))|\S")
 _CLOSING = re.compile(r"[\"')\]}]+?(?:\s+|(?=--)|$)", re.MULTILINE)
 _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*\.")
@@ -40,7 +42,7 @@ _STEPS = [
     (r"([ \(\[{<])(\"|\'{2})", r"\1 `` "),
     (r"(?i)(\')(?!re|ve|ll|m|t|s|d|n)(\w)\b", r"\1 \2"),
     # Punctuation; a period only at the end.
-    (r"([^\.])(\.)([\]\)}>\"\'»”’ ]*)\s*$", r"\1 \2 \3 "),
+    (r"([^\.])(\.)([\]\)}>\"\'»”’ ]*+)\s*$", r"\1 \2 \3 "),
     (r"([:,])([^\d])", r" \1 \2"),
     (r"([:,])$", r" \1 "),
     (r"\.{2,}", r" \g<0> "),
@@ -90,15 +92,24 @@ def sentences(text: str) -> list[str]:
         ['Dr. Who has a dog.', 'It is red.']
     """
     found, start = [], 0
-    for match in _END.finditer(text):
-        words = _WORD.findall(match[0] + (match[1] or " " + match[2]))
-        if match.end() <= start or not any(map(_ends, words, words[1:])):
+    runs = list(_RUN.finditer(text))
+    for run, after in zip_longest(runs, runs[1:]):
+        # Of the marks in a run that may end a sentence the last one counts, and what follows it.
+        if after is not None and run[0][-1] in ".?!":
+            stop, following, context = run.end(), after.start(), f"{run[0]} {after[0]}"
+        else:
+            inner = [end.end() for end in _INNER_END.finditer(run[0])]
+            if not inner:
+                continue
+            stop = following = run.start() + inner[-1]
+            context = run[0][: inner[-1] + 1]
+        words = _WORD.findall(context)
+        if stop <= start or not any(map(_ends, words, words[1:])):
             continue
-        end = following = match.start(2) if match[2] else match.end()
         closing = _CLOSING.match(text, following)  # quotes and brackets that close belong to the sentence before
         if closing:
-            end, following = following + len(closing[0].rstrip()), closing.end()
-        found.append(text[start:end])
+            stop, following = following + len(closing[0].rstrip()), closing.end()
+        found.append(text[start:stop])
         start = following
     return [sentence.strip() for sentence in [*found, text[start:]] if sentence.strip()]
 

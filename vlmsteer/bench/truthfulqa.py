@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.files import Files, field, read_rows
+from vlmsteer.bench.files import Files, Published, field, read_rows
 from vlmsteer.errors import InputError, did_you_mean
 
 NAMES = (
@@ -210,6 +210,7 @@ BENCHMARK = Benchmark(
         ),
     ),
     max_new_tokens=50,
+    hub=Published("truthfulqa/truthful_qa", ("multiple_choice/*.parquet",)),
     notes=(
         "Published numbers put six questions with answers before each one: give that text with primer=FILE. A chat "
         "model sees it inside its own template, where the published runs had bare text."

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.files import Files, field
+from vlmsteer.bench.files import Files, Published, field
 from vlmsteer.bench.rows import read_split
 from vlmsteer.errors import InputError, did_you_mean
 
@@ -89,7 +89,7 @@ def matches(answer: str, truth: str) -> bool:
 
 
 def load(files: Files, *, prompt: str = "one_word", fact: bool = True) -> list[Item]:
-    """Three items a question, from `ViLP.parquet` (or .json, .jsonl, .csv whose images are file names).
+    """Three items a question, from `ViLP` (or `train`) .parquet, or .json, .jsonl, .csv whose images are file names.
 
     Args:
         files: the folder; images that are file names lie in it or in `images/`.
@@ -103,7 +103,7 @@ def load(files: Files, *, prompt: str = "one_word", fact: bool = True) -> list[I
         raise InputError(f"ViLP has no prompt {prompt!r}{did_you_mean(prompt, PROMPTS)}.")
     items: list[Item] = []
     seen: dict[tuple[str, ...], str] = {}
-    for number, (where, row) in enumerate(read_split(files, "ViLP", "vilp")):
+    for number, (where, row) in enumerate(read_split(files, "ViLP", "vilp", "train")):
         question = field(row, "question", where)
         images = [field(row, f"image{n}", where) for n in (1, 2, 3)]
         truths = [str(field(row, f"answer{n}", where, (str, int))) for n in (1, 2, 3)]
@@ -172,6 +172,7 @@ BENCHMARK = Benchmark(
             lambda items, answers: tally(items, answers, str),
             _metrics,
             WANTED,
+            numbers=frozenset({"words"}),
         ),
         Scorer(
             "scripts",
@@ -179,8 +180,10 @@ BENCHMARK = Benchmark(
             lambda items, answers: tally(items, answers, lambda text: text.lower().strip().replace(".", "")),
             _metrics,
             WANTED,
+            numbers=frozenset({"words"}),
         ),
     ),
     max_new_tokens=16,
+    hub=Published("ViLP/ViLP", ("*.parquet",)),
     notes="prior_ratio is ours: how often the second and third picture get the first one's answer.",
 )

@@ -15,10 +15,11 @@ import numpy as np
 
 from vlmsteer.bench import yesno
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.files import Files, field, read_rows
+from vlmsteer.bench.files import Files, Published, field, read_rows
 from vlmsteer.errors import InputError, did_you_mean
 
 STAGES = ("CK", "VP", "CB", "LP")
+TITLED = "VLind-Bench Dataset"  # the folder in the authors' own that holds all of it
 STYLES = {"photorealistic": range(4), "illustration": range(4, 8), "cartoon": range(8, 12), "all": range(12)}
 _FORGET = "Forget real-world common sense and just follow the information provided in the"
 _ONLY = "Only respond in True or False."
@@ -59,7 +60,7 @@ def load(files: Files, *, prompt: str = "detailed", style: str = "all", votes: i
         raise InputError(f"VLind-Bench has no prompt {prompt!r}{did_you_mean(prompt, PROMPTS)}.")
     if style not in STYLES:
         raise InputError(f"VLind-Bench has no style {style!r}{did_you_mean(style, STYLES)}.")
-    path = files.find("data.json")
+    path = files.find("data.json", f"{TITLED}/data.json")
     items: list[Item] = []
     seen: dict[tuple[str, ...], int] = {}
     for number, row in enumerate(read_rows(path), 1):
@@ -103,7 +104,7 @@ def _instance(
     items = []
     for stage, image, *statements in asked:
         kind, file = ("factual", usual) if image is None else ("counterfactual", f"{shown}/{image}.jpg")
-        path = files.image(file, f"images/{kind}", kind)
+        path = files.image(file, f"images/{kind}", kind, f"{TITLED}/images/{kind}")
         for truth, statement in zip(("True", "False"), statements, strict=True):
             gold = {"stage": stage, "truth": truth, "concept": text["concept"], "images": len(good)}
             gold["image"] = image if stage == "LP" else None
@@ -208,8 +209,10 @@ BENCHMARK = Benchmark(
                 "instances_before_LP": 1,
             },  # fmt: skip
             frozenset({"S_LP", "S_CK", "S_VP", "S_CB", "CB_acc", "LP_acc"}),
+            numbers=frozenset({"instances_before_LP"}),
         ),
     ),
     max_new_tokens=64,
+    hub=Published("klee972/VLind-Bench", ("*data.json", "*images/*")),
     notes="S_LP is 0, not undefined, where no instance passes the first stages; read it with instances_before_LP.",
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vlmsteer.bench.benchmark import Answer, Benchmark, Item, Scorer, Sums, Tally, share
-from vlmsteer.bench.files import Files, field
+from vlmsteer.bench.files import Files, Published, field
 from vlmsteer.bench.rows import read_split
 from vlmsteer.errors import InputError, did_you_mean
 
@@ -130,9 +130,18 @@ BENCHMARK = Benchmark(
             lambda items, answers: tally(items, answers, lmms),
             _metrics,
             WANTED,
+            numbers=frozenset({"words"}),
         ),
-        Scorer("strict", "ours", lambda items, answers: tally(items, answers, strict), _metrics, WANTED),
+        Scorer(
+            "strict",
+            "ours",
+            lambda items, answers: tally(items, answers, strict),
+            _metrics,
+            WANTED,
+            numbers=frozenset({"words"}),
+        ),
     ),
     max_new_tokens=32,
+    hub=Published("anvo25/vlms-are-biased", ("*.parquet",)),
     notes="`unparsed` is counted by the strict rule under both scorers.",
 )

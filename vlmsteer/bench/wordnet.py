@@ -2,7 +2,8 @@
 
 The rules are those of morphy (Fellbaum (ed.), WordNet, MIT Press 1998; morphy(7WN)): exceptions first, then suffixes,
 and only forms that the dictionary holds. Of several forms the shortest is taken, as in NLTK. The dictionary comes
-along as a list of WordNet 3.0's single words and exceptions (`data/wordnet.txt.gz`, its licence at the top), so nothing
+along: `data/wordnet.txt.gz` holds the single words and exceptions of WordNet 3.0, copyright 2006 by Princeton
+University, under the WordNet 3.0 license, which stands in full at the top of the file (`zcat` shows it). So nothing
 needs to be installed.
 """
 

@@ -287,6 +287,35 @@ def qwen3_vl() -> tuple[Any, Any]:
     return _qwen("Qwen3VL", vision | {"deepstack_visual_indexes": [0, 1]})
 
 
+def openvla() -> tuple[Any, Any]:
+    from vlmsteer.openvla.configuration import OpenVLAConfig
+    from vlmsteer.openvla.images import ImageProcessor
+    from vlmsteer.openvla.model import OpenVLAForActionPrediction
+    from vlmsteer.openvla.processor import OpenVLAProcessor
+
+    tokenizer = _llama_tokenizer()
+    ids = _ids(tokenizer)
+    towers = {"depth": 3, "num_heads": 4, "mlp_ratio": 1.75}
+    config = OpenVLAConfig(
+        text_config={"model_type": "llama", **DECODER, **ids, "vocab_size": ids["vocab_size"] + 8},
+        pad_to_multiple_of=8,
+        image_sizes=[SIZE, SIZE],
+        timm_overrides=[{**towers, "embed_dim": 32, "init_values": 0.5}, {**towers, "embed_dim": 24}],
+        norm_stats={
+            "blocks": {"action": {"q01": [-1.0] * 6 + [0.0], "q99": [2.0] * 6 + [1.0], "mask": [True] * 6 + [False]}}
+        },
+        arch_specifier="no-align+fused-gelu-mlp",
+        auto_map={"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"},
+    )
+    model = OpenVLAForActionPrediction(config)
+    with torch.no_grad():
+        for weight in [*model.vision_backbone.parameters(), *model.projector.parameters()]:
+            if weight.dim() > 1:
+                weight.normal_(0, 0.3)
+    processor = OpenVLAProcessor(ImageProcessor(SIZE), tokenizer, config.image_tokens, config.image_token_id, "v0.2")
+    return model, processor
+
+
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     make.__name__: make
     for make in (
@@ -298,6 +327,7 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
         qwen2_vl,
         qwen2_5_vl,
         qwen3_vl,
+        openvla,
     )
 }
 

@@ -33,6 +33,7 @@ TOWERS = {
     "Qwen2-VL": ["vision", "projector", "text"],
     "Qwen2.5-VL": ["vision", "projector", "text"],
     "Qwen3-VL": ["vision", "projector", "text"],
+    "OpenVLA": ["vision", "vision2", "projector", "text"],
 }
 POINTS = {"block_in", "head", "attn_out", "norm_out", "neuron", "mlp_out", "block_out"}
 
@@ -85,6 +86,13 @@ def test_a_wrong_declaration_is_found(anyone: Any, swap: tuple[str, str]) -> Non
             check(wrong)
 
 
+def timm_states(tower: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+    """What enters the first block of a timm tower and what each block gives, by timm's own collector."""
+    made = tower.forward_intermediates(pixels, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True)
+    outputs = [torch.cat(part[::-1], 1) if isinstance(part, tuple) else part for part in made]
+    return (tower.norm_pre(tower._pos_embed(tower.patch_embed(pixels))), *outputs)
+
+
 def reference(session: Any, picture: Image.Image, question: str) -> dict[str, tuple[Tensor, ...]]:
     """transformers' own hidden states by tower; in Qwen's vision tower in the order in which it works."""
     layout = session.encoder.encode([picture], [question]).whole(session.device)
@@ -106,6 +114,11 @@ def reference(session: Any, picture: Image.Image, question: str) -> dict[str, tu
             start = inputs["input_ids"]
             seq = model.language_model(inputs_embeds=embedded, decoder_input_ids=start, **more)
             return found | {"encoder": seq.encoder_hidden_states, "text": seq.decoder_hidden_states}
+        if "OpenVLA" in session.family.name:
+            backbone, first = model.vision_backbone, inputs["pixel_values"].split(3, 1)
+            found = {"vision": timm_states(backbone.featurizer, first[0])}
+            found |= {"vision2": timm_states(backbone.fused_featurizer, first[1])}
+            return found | {"text": model(**inputs, position_ids=layout.positions, **more).hidden_states}
         positions = layout.positions.permute(2, 0, 1) if layout.positions.dim() == 3 else layout.positions
         found = {"text": model(**inputs, position_ids=positions, **more).hidden_states}
         if "Qwen" in session.family.name:
@@ -169,7 +182,8 @@ def test_question_and_last_tokens(anyone: Any, pictures: Pictures) -> None:
     tower = anyone.family.reads_prompt
     for question in (*QUESTIONS, " red? "):
         row = anyone.encoder.encode(pictures[:1], [question]).rows[0]
-        assert anyone.tokenizer.decode(row.ids[row.question]).strip() == question.strip()
+        shown = question.lower() if anyone.family.name == "OpenVLA" else question
+        assert anyone.tokenizer.decode(row.ids[row.question]).strip() == shown.strip()
         with (
             anyone.read(f"{tower}.0.block_in", "question") as asked,
             anyone.read(f"{tower}.0.block_in", "all") as every,
@@ -184,11 +198,13 @@ def test_image_tokens_and_their_boxes(anyone: Any, pictures: Pictures) -> None:
         with pytest.raises(SiteError, match="no cells of a grid"):
             anyone.boxes(pictures[0])
         return
-    layers = anyone.family.live_layers(anyone.model.config, "vision")
-    width = anyone.taps[Site("vision", 0, "attn_out")].width
-    alone = Recipe(
-        (Edit(Vectors("vision", "attn_out", dict.fromkeys(range(layers), -torch.ones(width))), "scale", 1.0, "all"),)
-    )
+    edits = []
+    for tower in [name for name in anyone.family.towers if name.startswith("vision")]:
+        layers = anyone.family.live_layers(anyone.model.config, tower)
+        width = anyone.taps[Site(tower, 0, "attn_out")].width
+        silent = dict.fromkeys(range(layers), -torch.ones(width))
+        edits.append(Edit(Vectors(tower, "attn_out", silent), "scale", 1.0, "all"))
+    alone = Recipe(tuple(edits))
     for size in [(56, 56), (112, 56), (56, 168)]:
         images = [Image.new("RGB", size, (120, 120, 120)) for _ in range(2)]
         boxes = anyone.boxes(images[0])

@@ -21,11 +21,11 @@ ORDER = (  # a module may import from its own line and from the lines above it
     {"states"},
     {"hooks"},
     {"adapters", "prompts"},
-    {"session", "branches", "streams", "decoding"},
+    {"session", "branches", "streams", "decoding", "openvla"},
     {"selfcheck", "reading", "export"},
     {"loading"},
     {"lens", "methods"},
-    {"bench", "report", "training", "demo"},
+    {"bench", "plugins", "report", "training", "demo"},
     {"console"},
     {"cli", "counterfacts_cli", "recipe_cli", "methods_cli", "score_cli", "bench_cli", "__main__"},
 )
@@ -153,7 +153,7 @@ def test_wheel_installs_our_packages_and_nothing_else(tmp_path: Path) -> None:
     names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     dist_info = {name for name in names if name.endswith(".dist-info")}
     assert len(dist_info) == 1
-    assert names - dist_info == {"vlmsteer", "vlmsteer_counterfacts"}
+    assert names - dist_info == {"vlmsteer", "vlmsteer_counterfacts", "vlmsteer_robotics"}
 
     install = ["pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True, text=True)
@@ -179,11 +179,15 @@ def test_editable_install_maps_the_packages_alone(tmp_path: Path) -> None:
     start_up = zipfile.ZipFile(wheel).read("_editable_impl_vlmsteer.py").decode()
     code = (
         f"{start_up}\n"
-        "import sys, vlmsteer, vlmsteer_counterfacts.facts as f\n"
-        f"print(vlmsteer.__file__, f.__file__, {str(ROOT)!r} in sys.path, sep='\\n')"
+        "import sys, vlmsteer, vlmsteer_counterfacts.facts as f, vlmsteer_robotics as r\n"
+        f"print(vlmsteer.__file__, f.__file__, r.__file__, {str(ROOT)!r} in sys.path, sep='\\n')"
     )
     mapped = python(code, cwd=tmp_path, path=[]).splitlines()
-    expected = [ROOT / "vlmsteer" / "__init__.py", ROOT / "counterfacts" / "vlmsteer_counterfacts" / "facts.py"]
+    expected = [
+        ROOT / "vlmsteer" / "__init__.py",
+        ROOT / "counterfacts" / "vlmsteer_counterfacts" / "facts.py",
+        ROOT / "robotics" / "vlmsteer_robotics" / "__init__.py",
+    ]
     assert mapped == [*map(str, expected), "False"]
 
 

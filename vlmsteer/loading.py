@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vlmsteer.errors import ModelError, did_you_mean
-from vlmsteer.registry import family_of
+from vlmsteer.registry import FAMILIES, family_key, family_of
 
 BUNDLED = Path(__file__).parent / "bundled"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -81,9 +82,9 @@ def load(
     failed = f"{name!r} could not be loaded"
     remote = "" if Path(source).is_dir() else " If the hub cannot be reached, give the folder of a downloaded copy."
     with _explained(failed, remote):
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-        family = family_of(config)
-        architecture = getattr(transformers, family.architecture)
+        config, family = _configuration(source, revision)
+        library = import_module(family.library)
+        architecture = getattr(library, family.architecture)
         stored = _stored(dtype, config)
         quantization = _quantization(quantization, stored)
         packed = quantization is not None or getattr(config, "quantization_config", None) is not None
@@ -111,7 +112,10 @@ def load(
         if offload_folder is None and "disk" in getattr(model, "hf_device_map", {}).values():
             raise ModelError(too_large)
         _check_placement(model)
-        processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
+        if library is transformers:
+            processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
+        else:
+            processor = library.processor(source, config, revision)
     identity = Path(name).resolve().name if Path(source).is_dir() else name
     session = Session(model.eval(), processor, identity, family, getattr(config, "_commit_hash", None))
     if check:
@@ -132,6 +136,20 @@ def _source(name: str) -> str | Path:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ModelError(f"The folder {name!r} holds no config.json, so it is not a checkpoint.")
     return source
+
+
+def _configuration(source: str | Path, revision: str | None) -> tuple[Any, Any]:
+    """A model's configuration and its family; where transformers has no class for it, one of ours reads it."""
+    import transformers
+
+    written, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
+    key = family_key(str(written.get("model_type")), None)
+    library = FAMILIES.load(key).library if key else "transformers"
+    if library == "transformers":
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+    else:
+        config = import_module(library).configuration(source, revision)
+    return config, family_of(config)
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class Registry:
         return name in self._entries
 
 
-# transformers' model_type, where its language model makes a difference "model_type/language model" -> the declaration
+# transformers' model_type, where its language model (or a variant that the configuration names) makes a difference
+# "model_type/language model" -> the declaration
 FAMILIES = Registry("model family")
 FAMILIES.add("llava", "vlmsteer.adapters.llava:LLAVA")
 FAMILIES.add("llava_next", "vlmsteer.adapters.llava:LLAVA_NEXT")
@@ -58,6 +59,8 @@ FAMILIES.add("instructblip/t5", "vlmsteer.adapters.instructblip:INSTRUCTBLIP_T5"
 FAMILIES.add("qwen2_vl", "vlmsteer.adapters.qwen_vl:QWEN2_VL")
 FAMILIES.add("qwen2_5_vl", "vlmsteer.adapters.qwen_vl:QWEN2_5_VL")
 FAMILIES.add("qwen3_vl", "vlmsteer.adapters.qwen_vl:QWEN3_VL")
+FAMILIES.add("openvla", "vlmsteer.adapters.openvla:OPENVLA")
+FAMILIES.add("openvla/one tower", "vlmsteer.adapters.openvla:OPENVLA_ONE_TOWER")
 
 
 def family_of(config: Any) -> Any:
@@ -66,7 +69,8 @@ def family_of(config: Any) -> Any:
     Raises:
         ModelError: if the family is not supported.
     """
-    key = family_key(config.model_type, getattr(getattr(config, "text_config", None), "model_type", None))
+    language = getattr(getattr(config, "text_config", None), "model_type", None)
+    key = family_key(config.model_type, getattr(config, "variant", language))
     if key is None:
         raise ModelError(f"This is a {config.model_type!r} model; supported families: {', '.join(FAMILIES)}.")
     return FAMILIES.load(key)

@@ -78,6 +78,8 @@ def _adds_up(session: Session, states: States, logits: Tensor) -> None:
             for inner, outer, what in PROJECTED:
                 if outer in points:
                     made = through(tower, layer, inner, read(tower, layer, inner))
+                    if _follows(session, Site(tower, layer, inner), Site(tower, layer, outer)):
+                        made = through(tower, layer, outer, made)
                     _same(read(tower, layer, outer), made, f"{tower}.{layer}.{outer}", what)
             stream = read(tower, layer, "block_in")
             if layer:
@@ -95,6 +97,12 @@ def _adds_up(session: Session, states: States, logits: Tensor) -> None:
     with torch.no_grad():
         said = session.unembed(read("text", session.layers() - 1, "block_out")[-1])
     _same(logits, said, "The logits", "the last block, the final norm and the unembedding")
+
+
+def _follows(session: Session, inner: Site, outer: Site) -> bool:
+    """Whether what the inner point projects to goes through the outer point's module next (a layer scale)."""
+    around = set(session.taps[outer].module.modules())
+    return session.taps[inner].module not in around
 
 
 def _on(stream: Tensor, other: Tensor) -> Tensor:

@@ -154,9 +154,7 @@ class Session:
             if (
                 recipe
                 and owner < 0
-                and any(
-                    edit.vectors.tower in ("vision", "qformer", "projector") and edit.strength for edit in recipe.edits
-                )
+                and any(edit.vectors.tower not in ("encoder", "text") and edit.strength for edit in recipe.edits)
             ):
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
         actions, rows = compile_actions(self.taps, recipes)

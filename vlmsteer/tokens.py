@@ -19,16 +19,18 @@ POSITIONS = {
     "last": "the last prompt token, then every generated token",
     "image": "the image's tokens in the prompt",
     "question": "the tokens of the question itself",
-    "generated": "every generated token",
+    "generated": 'every generated token; "action" is another name for it',
     "all": "every token but padding",
 }
 IN_TOWER = {
     "vision": ("image", "all"),
+    "vision2": ("image", "all"),
     "qformer": ("image", "question", "all"),
     "projector": ("image", "all"),
     "encoder": ("image", "question", "last", "all"),
     "text": tuple(POSITIONS),
 }
+ALIASES = {"action": "generated"}  # a policy generates its action
 PHASES = ("prefill", "decode", "both")
 Positions = str | tuple[int, ...]
 
@@ -46,8 +48,11 @@ EVERY = Selection(None, None)
 def check_positions(positions: Positions) -> Positions:
     """Positions as given, or a sentence why they cannot be meant."""
     if isinstance(positions, str):
+        positions = ALIASES.get(positions, positions)
         if positions not in POSITIONS:
-            raise SiteError(f"There are no positions called {positions!r}{did_you_mean(positions, POSITIONS)}")
+            raise SiteError(
+                f"There are no positions called {positions!r}{did_you_mean(positions, [*POSITIONS, *ALIASES])}"
+            )
         return positions
     try:
         indices = tuple(positions)

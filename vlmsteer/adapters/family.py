@@ -142,11 +142,13 @@ class Family:
 
     Attributes:
         name: what users read.
-        architecture: the transformers class.
+        architecture: the class.
         towers: tower name -> stack of blocks, in network order.
         projector: what lies between the vision side and the text side.
         final_norm, unembedding: module paths, alternatives first to last.
         checkpoints: published names known to load.
+        library: the module of the class. One that is not transformers also has `configuration` (of a folder or hub
+            name, and a revision) and `processor` (of the same, with the configuration between).
         boxes: the part of the image that each of its tokens in the prompt shows (`adapters.grid`); None if the tokens
             are no cells of a grid over the image.
         image_first: whether image states do not depend on the question that follows, so a prefix may be reused.
@@ -170,6 +172,7 @@ class Family:
     unembedding: tuple[str, ...]
     checkpoints: tuple[str, ...]
     boxes: Callable[..., Tensor] | None
+    library: str = "transformers"
     image_first: bool = True
     bare_prompt: bool = False
     question_inputs: tuple[str, ...] = ()
@@ -209,7 +212,7 @@ class Family:
                 taps |= self._projector_taps(model)
             blocks = find(model, tower.blocks)
             sizes = tower.sizes(section(model.config, tower.config))
-            if not isinstance(blocks, nn.ModuleList):
+            if not isinstance(blocks, nn.ModuleList | nn.Sequential):
                 raise ModelError(f"The {name} tower's blocks are a {type(blocks).__name__}, not a list of layers.")
             if len(blocks) != sizes.layers:
                 raise ModelError(f"The {name} tower has {len(blocks)} layers, its configuration says {sizes.layers}.")

@@ -223,6 +223,19 @@ def test_captions_flip_by_what_they_score_alone(folder: Path) -> None:
     assert worst(items, {}, given["vista"], scorer) == ([], [])
 
 
+def test_a_flip_shows_what_is_gold_of_its_own_item(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    for path in folder.glob("items-*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["gold"] |= {"vocabulary": ["the same", "of all"], "asked": row["prompt"]}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(folder, BENCHMARKS, draws=20)
+    text = Page((folder / "report.html").read_text()).text
+    assert re.search("label: (yes|no)", text) and re.search(r"colors: \w+, \w+", text)
+    assert "vocabulary" not in text and "asked:" not in text
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "signed", "text"),
     [

@@ -135,6 +135,7 @@ def test_sentences_keep_their_closing_quotes() -> None:
         ("a pair of scissors", "a pair of scissors"),
         ("on the left side", "on the left side"),
         ("a cup was left there", "a cup be leave there"),
+        ("a hair drier hangs on a drier towel", "a hair drier hang on a dry towel"),
     ],
 )
 def test_base_forms_in_a_caption(caption: str, expected: str) -> None:

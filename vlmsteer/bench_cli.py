@@ -117,7 +117,7 @@ def run(
             writable(place)
         asked = judging.chosen(judge, judge_version, judge_url, verdicts, place / judging.FILE)
         judging.check_needed(asked, benchmarks.values())
-        about = {"seed": seed, "processes": ranks.world, "scorers": scorers or None}
+        about = {"seed": seed, "processes": ranks.world, "scorers": scorers or "all"}
         if encoder is not None:
             done = ranks.first(lambda: mats_clip.run(encoder, tasks[0], made[0], place, about, retry_errors))
         else:

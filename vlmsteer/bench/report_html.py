@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from vlmsteer.bench import flips
@@ -38,17 +40,18 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } .soft, figcaption { color: var(-
 a { color: inherit; } nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: .75rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.25rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin-top: 1rem; } table { border-collapse: collapse; font-size: .875rem;
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem;
   font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .25rem 0 .4rem; } th, td { padding: .3rem .5rem; text-align: right;
+.caption { margin: 1rem 0 .4rem; font-size: .875rem; } th, td { padding: .3rem .5rem; text-align: right;
   white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { border-bottom: 2px solid var(--soft); }
 tbody th { text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
 tr.control th { font-weight: 400; color: var(--soft); padding-left: 1.9rem; } tr.control td { color: var(--soft); }
 td small { display: block; color: var(--soft); font-size: .8rem; } td.sure small { color: var(--ink);
   font-weight: 700; }
-figure { margin: 1rem 0; background: #fff; border-radius: .4rem; padding: .5rem; width: fit-content; max-width: 100%; }
-figure img { max-width: 100%; height: auto; display: block; }
+figure { margin: 1rem 0; background: #fff; border-radius: .4rem; padding: .5rem; width: fit-content; max-width: 100%;
+  overflow-x: auto; }
+figure img { max-width: max(100%, 44rem); height: auto; display: block; }
 details { margin: .5rem 0; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .8rem; }
 summary { cursor: pointer; font-weight: 600; } .cards { display: grid; gap: .75rem; margin: .75rem 0;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); }
@@ -142,9 +145,10 @@ def _table(table: Table) -> str:
         kind = ' class="control"' if row.control else ""
         rows.append(f'<tr{kind}><th scope="row">{escape(row.name)}</th>{cells}</tr>')
     note = f'<p class="soft">{escape(table.note)}</p>' if table.note else ""
+    title = escape(table.title)  # outside of what scrolls, so that a narrow window wraps it
     return (
-        f'<div class="wide"><table><caption>{escape(table.title)}</caption><thead><tr><td></td>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{note}"
+        f'<p class="caption">{title}</p><div class="wide"><table aria-label="{title}">'
+        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
     )
 
 
@@ -153,27 +157,41 @@ def _flips(run: Run, task: str, about: Mapping[str, Any], thumbnails: dict[str, 
     known = {one.name: one for one in run.benchmarks[task].scorers}
     if run.baseline is None or scorer not in known:
         return
-    answers = run.answers[task]
+    answers, items = run.answers[task], run.items[task]
+    named = _telling(items)
     for arm in run.arms:
         if arm.kind != "recipe":
             continue
-        broken, repaired = flips.worst(run.items[task], answers[run.baseline], answers[arm.name], known[scorer])
+        broken, repaired = flips.worst(items, answers[run.baseline], answers[arm.name], known[scorer])
         for words, found, after in (("worse", broken, "bad"), ("better", repaired, "good")):
             if found:
                 head = f"{arm.name}: items that it answers {words}, the clearest first ({len(found)})"
-                cards = "".join(_card(flip, after, thumbnails) for flip in found)
+                cards = "".join(_card(flip, after, named, thumbnails) for flip in found)
                 yield f'<details><summary>{escape(head)}</summary><div class="cards">{cards}</div></details>'
 
 
-def _card(flip: flips.Flip, after: str, thumbnails: dict[str, str]) -> str:
+def _telling(items: Sequence[Item]) -> list[str]:
+    """What gold says of one item: what it says of all alike (their file, a vocabulary) is left out."""
+    names = dict.fromkeys(name for item in items for name in item.gold)
+    return [name for name in names if len({json.dumps(item.gold.get(name)) for item in items}) > 1 or len(items) == 1]
+
+
+def _card(flip: flips.Flip, after: str, named: Sequence[str], thumbnails: dict[str, str]) -> str:
     before = "good" if after == "bad" else "bad"
-    gold = "; ".join(f"{name}: {_words(value)}" for name, value in flip.item.gold.items())
+    gold = "; ".join(f"{name}: {text}" for name in named if (text := _told(flip.item, name)))
     return (
         f'<div class="card"><div>{_thumbnail(flip.item, thumbnails)}</div><div>'
         f'<p>{escape(_cut(flip.item.prompt))}</p><p class="soft">{escape(flip.item.id)} · {escape(_cut(gold))}</p>'
         f'<p>baseline: <span class="{before}">{_said(flip.before)}</span></p>'
         f'<p>steered: <span class="{after}">{_said(flip.after)}</span></p></div></div>'
     )
+
+
+def _told(item: Item, name: str) -> str:
+    """A value of an item's gold as text; empty if there is none, or the question or the picture's name says it."""
+    value = item.gold.get(name)
+    text = ", ".join(map(_words, value)) if isinstance(value, list) else _words(value)
+    return "" if (" " in text and text in item.prompt) or text == Path(item.image or "").name else text
 
 
 def _said(answer: Answer) -> str:

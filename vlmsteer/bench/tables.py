@@ -16,7 +16,9 @@ from vlmsteer.bench import judged
 MAIN = 4  # metrics in the first table
 LEGEND = (
     "In brackets the change from the baseline with its 95 % interval (paired bootstrap over groups), in points where "
-    "the value is in percent; bold if the interval excludes zero. Lost/gained: answers that were right and became "
+    "the value is in percent; bold if the interval excludes zero. Where no group changed there is no spread to "
+    "resample, and the interval is Wilson's for so many groups. n: what the scorer counts (questions, pairs or "
+    "captions). Lost/gained: answers that were right and became "
     "wrong, and the reverse (McNemar's exact p). Detectable: the change of the first metric that so many items show "
     "with 80 % power. Random directions have the recipe's own lengths; yes bias is the baseline, with one number added "
     "to its log p(yes) - log p(no) so that it says yes as often as the arm does. Beyond: the arm minus that control, "

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlmsteer import cli
 from vlmsteer.bench.benchmark import Item
-from vlmsteer.bench.files import Files, Published, stored
+from vlmsteer.bench.files import Files, Published, read_json, read_rows, stored
 from vlmsteer.errors import InputError
 from vlmsteer.registry import BENCHMARKS
 
@@ -92,6 +92,29 @@ def test_without_a_published_dataset_nothing_is_fetched(tmp_path: Path) -> None:
     (tmp_path / "row.json").touch()
     with pytest.raises(InputError, match="has no rows.json; did you mean 'row.json'"):
         Files(tmp_path).find("rows.json")
+
+
+def test_a_folder_of_the_name_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").mkdir()
+    with pytest.raises(InputError, match=r"has no rows.json\.$"):
+        Files(tmp_path).find("rows.json")
+
+
+def test_missing_images_are_named_once_each(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    for name in ("a.png", "a.png", "b.png", "c.png"):
+        files.image(name)
+    with pytest.raises(InputError, match=r"3 images are missing \(a.png, b.png, c.png\)"):
+        files.check_images()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_brackets_without_end_are_not_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(InputError, match="is not valid JSON"):
+        read_rows(tmp_path / "rows.json")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        read_json(tmp_path / "rows.json")
 
 
 def test_pictures_of_tables_are_written_once_and_mended(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_loading(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"question_type": "count"}, "Row 2 .*'count'; did you mean 'counting'"),
-        ({"image_content": "Cup"}, "Row 2 .* in 'image_content', a str"),
+        ({"image_content": "Cup"}, "Row 2 .* in 'image_content'; it should be a list"),
         ({"image_content": [1]}, "Row 2 .* than texts"),
         ({"image_id": "id0"}, "more than one item"),
         ({"gt_answer": None}, "Row 2 .* None in 'gt_answer'"),

@@ -22,6 +22,7 @@ from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer_counterfacts.record import replace_file
 
 NAMED = 5  # so many missing images are named
+TYPES = {str: "text", int: "a number", bool: "true or false", list: "a list", dict: "an object", type(None): "null"}
 _DATASET = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 
@@ -93,7 +94,7 @@ class Files:
             if not self.folder.is_dir():
                 raise InputError(f"There is no folder {place!r}; it should hold {' or '.join(wanted)}.")
             told = f", {self.fetched} of the Hugging Face hub," if self.fetched else ""
-            there = self._listed(self.folder)
+            there = [name for name in self._listed(self.folder) if (self.folder / name).is_file()]
             raise InputError(f"{place!r}{told} has no {' or '.join(wanted)}{did_you_mean(wanted[0], there)}.")
         folder = _from_hub(source, revision, f"Looked for {' or '.join(wanted)} in {place!r}")
         self._images.append(self.folder)
@@ -128,8 +129,8 @@ class Files:
             InputError: naming the first few, how many there are, and where they were looked for.
         """
         if self._missing:
-            first = ", ".join(dict.fromkeys(self._missing[:NAMED]))
-            count = len(set(self._missing))
+            names = list(dict.fromkeys(self._missing))
+            first, count = ", ".join(names[:NAMED]), len(names)
             places = ", ".join(repr(str(one)) for one in [self.folder, *self._images])
             self._missing.clear()
             raise InputError(
@@ -204,7 +205,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last one for brackets without end
         raise InputError(f"{str(path)!r} cannot be read as JSON: {error}.") from error
 
 
@@ -217,7 +218,8 @@ def field(row: Mapping[str, Any], name: str, where: str, kind: type | tuple[type
     if name not in row:
         raise InputError(f"{where} has no {name!r}{did_you_mean(name, row)}.")
     if not isinstance(row[name], kind):
-        raise InputError(f"{where} has {row[name]!r} in {name!r}, a {type(row[name]).__name__}.")
+        kinds = dict.fromkeys(TYPES.get(one, one.__name__) for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise InputError(f"{where} has {row[name]!r} in {name!r}; it should be {' or '.join(kinds)}.")
     return row[name]
 
 
@@ -244,12 +246,12 @@ def _values(text: str, path: Path) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         try:
             yield from json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{str(path)!r} is not valid JSON: {error}.") from error
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"Line {number} of {str(path)!r} is not valid JSON: {error}.") from error

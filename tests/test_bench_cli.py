@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench_worker import write
+from PIL import Image
 
 from vlmsteer import cli, console
 from vlmsteer.bench.ledger import rows_in
@@ -117,6 +119,8 @@ def test_errors_are_said_and_can_stop_the_run(main: Main, tmp_path: Path) -> Non
     [
         (["poppe"], "No benchmark is called 'poppe'; did you mean 'pope'?"),
         (["seen", "--scorer", "seen@third"], "seen has no scorer 'third'; possible: first, second"),
+        (["seen", "--scorer", "third"], "seen has no scorer 'third'; possible: first, second"),
+        (["seen", "pope", "--scorer", "first"], "A scorer is written BENCHMARK@NAME, not 'first'"),
         (["seen", "--scorer", "pope@opera"], "A scorer is written BENCHMARK@NAME, not 'pope@opera'"),
         (["seen", "--set", "splitt=yes"], "seen has no option 'splitt'; did you mean 'split'?"),
         (["seen", "--set", "pope.split=random"], "Options are written BENCHMARK.NAME=VALUE"),
@@ -134,6 +138,23 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     monkeypatch.setattr("vlmsteer.bench_cli.load", load)
     code, _, complaints = main("bench", *arguments)
     assert code == 2 and sentence in complaints
+
+
+@pytest.mark.skipif(find_spec("en_core_web_lg") is not None, reason="what is missing here is installed: en_core_web_lg")
+def test_a_scorer_that_lacks_what_it_needs_is_refused_before_a_model_is_loaded(
+    main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "AMBER_1.jpg")
+    for name, value in (
+        ("query_generative.json", [{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}]),
+        ("annotations.json", [{"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["cat"]}]),
+        ("relation.json", {"dog": [], "cat": []}),
+    ):
+        (tmp_path / name).write_text(json.dumps(value))
+    (tmp_path / "safe_words.txt").touch()
+    monkeypatch.setattr("vlmsteer.bench_cli.load", lambda model: pytest.fail("a model was loaded"))
+    code, _, complaints = main("bench", "amber-g", "--data", tmp_path, "--scorer", "official")
+    assert code == 2 and "the scorer 'nosim' does without" in complaints
 
 
 def test_a_benchmark_without_drawn_files_needs_its_own(

@@ -78,7 +78,7 @@ def test_everything_is_written(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert {"metrics.json", "table.md", "table.csv", "table.tex", "report.html"} <= names
     assert {"changes-quiz.png", "changes-colors.png", "strength-quiz.png", "strength-colors.png"} <= names
-    assert not any(name.endswith(".part") for name in names)
+    assert not any(name.startswith(".") for name in names)
     for path in folder.glob("*.png"):
         width, height = Image.open(path).size
         assert width > 400 and height > 200
@@ -269,9 +269,13 @@ def test_a_name_with_any_character_survives_every_format(tmp_path: Path) -> None
 
 
 def test_a_folder_that_cannot_be_written_is_said(folder: Path) -> None:
-    (folder / "table.tex.part").mkdir()
+    before = (folder / "table.tex").read_bytes()
+    (folder / "table.tex").unlink()
+    (folder / "table.tex").mkdir()
     try:
         with pytest.raises(InputError, match=r"table\.tex.* cannot be written"):
             report(folder, BENCHMARKS, draws=10)
+        assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*"))
     finally:
-        (folder / "table.tex.part").rmdir()
+        (folder / "table.tex").rmdir()
+        (folder / "table.tex").write_bytes(before)

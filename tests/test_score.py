@@ -152,7 +152,7 @@ def test_one_split_at_a_time(tmp_path):
         ([], "holds no answers"), (ASKED, "holds questions with labels, not answers"),
         ([{"a": 1}], "rows with a. Answer files have"), ([{"question_id": 1, "text": None}], "Row 1 .* None in 'text'"),
         ([{"question_id": 1, "text": "a"}, {"text": "b"}], "Row 2 .* no 'question_id'"),
-        ([{"id": 1, "response": ["Yes"]}], "Row 1 .*a list"),
+        ([{"id": 1, "response": ["Yes"]}], "Row 1 .*should be text"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_answers(tmp_path, rows, says):
@@ -186,7 +186,7 @@ def test_the_command_scores_released_answers():
         pytest.skip("POPE's released files are not beside this checkout")
     code, text, _ = run(
         SHARED / "llava-1.5-7b-random-greedy.jsonl", "--benchmark", "pope", "--questions",
-        SHARED / "coco_pope_random.json", "--scorer", "aoidragon", "--scorer", "strict", "--json",
+        SHARED / "coco_pope_random.json", "--scorer", "pope@aoidragon", "--scorer", "strict", "--json",
     )  # fmt: skip
     report = json.loads(text)
     values = report["scorers"]["aoidragon"]["metrics"]

@@ -107,6 +107,7 @@ def run(
         for name, benchmark in benchmarks.items():
             found = _files(benchmark, data, images or [])
             items = benchmark.items(found, **given[name])
+            _usable(benchmark, scorers.get(name, ()), items[0])
             chosen = {"limit": limit, "shuffle": shuffle} if limit else {}
             about = {**given[name], **{option: value for option, value in chosen.items() if value is not None}}
             if found.fetched:
@@ -228,16 +229,26 @@ def _benchmark(name: str) -> Any:
 
 
 def _scorers(benchmarks: dict[str, Any], given: Sequence[str]) -> dict[str, list[str]]:
-    """Scorers by benchmark, from pope@opera and the like."""
+    """Scorers by benchmark, from pope@opera and the like; with one benchmark its name may be left out."""
     found: dict[str, list[str]] = {}
     for text in given:
-        name, at, which = text.partition("@")
-        if not at or name not in benchmarks:
+        name, at, which = text.rpartition("@")
+        if not at and len(benchmarks) == 1:
+            name = next(iter(benchmarks))
+        if name not in benchmarks:
             raise InputError(
                 f"A scorer is written BENCHMARK@NAME, not {text!r}; this run's benchmarks: {', '.join(benchmarks)}."
             )
         found.setdefault(name, []).append(benchmarks[name].scorer(which).name)
     return found
+
+
+def _usable(benchmark: Any, names: Sequence[str], item: Any) -> None:
+    """Let a scorer that was asked for say what it lacks, such as word vectors, before anything is answered."""
+    from vlmsteer.bench.benchmark import Answer
+
+    for name in names:
+        benchmark.scorer(name).tally([item], [Answer("A dog.", dict.fromkeys(item.choices, 0.0))])
 
 
 def _options(benchmarks: dict[str, Any], name: str, given: Sequence[str]) -> dict[str, Any]:

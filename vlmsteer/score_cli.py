@@ -60,7 +60,7 @@ def score(
     if benchmark not in BENCHMARKS:
         raise InputError(f"There is no benchmark {benchmark!r}{did_you_mean(benchmark, BENCHMARKS)}.")
     found: Benchmark = BENCHMARKS.load(benchmark)
-    names = [found.scorer(name).name for name in dict.fromkeys(scorer or ())]
+    names = [found.scorer(name.removeprefix(f"{found.name}@")).name for name in dict.fromkeys(scorer or ())]
     saved = read(answers)
     held = judging.held(found, answers)
     who = None

@@ -7,7 +7,6 @@ without the data and without the model.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from vlmsteer.bench.files import read_json
 from vlmsteer.bench.judged import with_verdicts
 from vlmsteer.errors import InputError
 from vlmsteer.registry import BENCHMARKS
+from vlmsteer_counterfacts.record import replace_file
 
 ByArm = dict[str, dict[str, dict[str, Any]]]  # task, arm, item
 
@@ -141,17 +141,8 @@ def report(
         "report.html": report_html.page(run, found, made, pictures),
     }  # fmt: skip
     for name, content in written.items():
-        _write(run.folder / name, content)
+        replace_file(run.folder / name, content.encode() if isinstance(content, str) else content)
     return table_formats.as_markdown(made, further=False)
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
 
 
 def _by_arm(tasks: Mapping[str, str], arms: Sequence[Arm]) -> ByArm:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ import pytest
 import torch
 from bench_worker import write
 from PIL import Image
+from program import Main, program
 
-from vlmsteer import cli, console
 from vlmsteer.bench.ledger import rows_in
 from vlmsteer.bench_cli import spread
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.registry import BENCHMARKS
 from vlmsteer.vectors import Vectors
 
-Main = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,19 +40,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Main:
-    """Runs a command through the program's entry point: its exit code, what it printed, and its complaints."""
+    """The program, which knows the small benchmark."""
     monkeypatch.setitem(BENCHMARKS._entries, "seen", "bench_worker:BENCHMARK")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console, "placement", {})
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vlmsteer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err.replace("\n", " ")
-
-    return run
+    return program(monkeypatch, capsys)
 
 
 def test_several_numbers_after_one_flag() -> None:

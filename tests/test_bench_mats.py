@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import random
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from program import Main, program
 
-from vlmsteer import cli, console
 from vlmsteer.bench import mats_clip
 from vlmsteer.bench.benchmark import Answer, Item
 from vlmsteer.bench.files import Files
@@ -308,23 +307,10 @@ def test_what_is_a_contrastive_encoder(tmp_path: Path) -> None:
     assert mats_clip.encoder("tiny-llava") is None and mats_clip.encoder(str(tmp_path.parent)) is None
 
 
-Main = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Main:
-    """Runs a command: its exit code, what it printed, and its complaints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console, "placement", {})
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vlmsteer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err.replace("\n", " ")
-
-    return run
+    return program(monkeypatch, capsys)
 
 
 def test_an_encoder_runs_from_the_command_line_and_goes_on(main: Main, tmp_path: Path) -> None:

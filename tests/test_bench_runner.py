@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from bench_worker import BENCHMARK, write
+from program import forked
 
 import vlmsteer
 from vlmsteer.bench import arms, asking, plan, runner
@@ -411,16 +412,3 @@ def test_arms_are_recipes_times_strengths_with_controls(made: list[Arm]) -> None
         arms.make({"late": late, "same": late})
     with pytest.raises(InputError, match="rename the recipe file"):
         arms.make({"none": late})
-
-
-def forked(work: Callable[[], Any]) -> int:
-    """A process that does this and nothing more; its model is ours, so it begins at once."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +16,16 @@ from typing import Any
 import pytest
 import torch
 from judge_server import Reply, Server, said, serving
+from program import Main, forked, program
 from test_bench_hallusion import loaded as write_hallusion
 from test_bench_hallusion import row as hallusion_row
 from test_bench_mmhal import loaded as write_mmhal
 from test_bench_mmhal import row as mmhal_row
 
-from vlmsteer import cli, console
 from vlmsteer.bench.ledger import rows_in
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.vectors import Vectors
 
-Main = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
 QUESTIONS = 6
 COMMAND = ("bench", "mmhal", "hallusionbench", "--max-new-tokens", 3, "--controls", 0, "--recipe", "push.safetensors")
@@ -50,18 +48,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path) -> Main:
-    """Runs a command through the program's entry point: its exit code, what it printed, and its complaints."""
     monkeypatch.chdir(data)
-    monkeypatch.setattr(console, "placement", {})
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vlmsteer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err.replace("\n", " ")
-
-    return run
+    return program(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -263,16 +251,3 @@ def wait(until: Callable[[], bool]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("it took too long")
-
-
-def forked(work: Callable[[], Any]) -> int:
-    """A process that does this and nothing more."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from program import Main, program
 
 import vlmsteer
-from vlmsteer import cli
 from vlmsteer.bench import fitting
 from vlmsteer.bench.drawn_examples import drawn_examples, select_examples
 from vlmsteer.errors import InputError
@@ -26,21 +25,10 @@ from vlmsteer.methods_cli import parse, titled
 from vlmsteer.recipe import Recipe
 from vlmsteer.registry import METHODS
 
-Main = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
-    """Runs a command through the program's entry point: its exit code, what it printed, and its complaints."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vlmsteer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err.replace("\n", " ")
-
-    return run
+    return program(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -316,6 +316,39 @@ def openvla() -> tuple[Any, Any]:
     return model, processor
 
 
+def pi0() -> tuple[Any, Any]:
+    from vlmsteer.pi0.checkpoint import PI0Config, PI0ForConditionalGeneration
+    from vlmsteer.pi0.processor import PI0Processor
+
+    tokenizer = _llama_tokenizer()
+    ids, image = _ids(tokenizer), tokenizer.convert_tokens_to_ids("<image>")
+    decoder = {"model_type": "gemma", **DECODER, **ids, "head_dim": 12}
+    config = PI0Config(
+        vlm_config={
+            "model_type": "paligemma",
+            "vision_config": {"model_type": "siglip_vision_model", **TOWER, "vision_use_head": False},
+            "text_config": decoder,
+            "projection_dim": DECODER["hidden_size"],
+            "image_token_id": image,
+        },
+        dit_config={**decoder, "hidden_size": 40, "intermediate_size": 56},
+        chunk_size=4,
+        max_state_dim=6,
+        max_action_dim=7,
+        num_inference_steps=3,
+    )
+    model = PI0ForConditionalGeneration(config)
+    with torch.no_grad():
+        for module in [*model.embed_action_time.modules(), *model.model.vlm.multi_modal_projector.modules()]:
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(0, 0.3)
+        model.action_out_proj.weight.normal_(0, 0.3)
+    make: Any = tf.PI0ImageProcessor
+    patches = (SIZE // PATCH) ** 2
+    sizes = {"size": {"max_height": SIZE, "max_width": SIZE}, "pad_size": {"height": SIZE, "width": SIZE}}
+    return model, PI0Processor(make(**sizes, image_seq_length=patches), tokenizer, patches, image)
+
+
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     make.__name__: make
     for make in (
@@ -328,6 +361,7 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
         qwen2_5_vl,
         qwen3_vl,
         openvla,
+        pi0,
     )
 }
 
@@ -338,9 +372,10 @@ def save(name: str, folder: Path) -> Path:
     model, processor = BUILDERS[name]()
     tokenizer = processor.tokenizer
     with torch.no_grad():  # bytes are hardly ever said: half a character would hide which byte it was
-        for token, index in tokenizer.get_vocab().items():
+        unembedding = model.get_output_embeddings()
+        for token, index in tokenizer.get_vocab().items() if unembedding is not None else ():
             if token.startswith("<0x") or (len(token) == 1 and not token.isascii()):
-                model.get_output_embeddings().weight[index] = 0
+                unembedding.weight[index] = 0  # pyright: ignore[reportOptionalMemberAccess]
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     for part in {model, getattr(model, "language_model", model)}:
         if hasattr(part, "generation_config"):

@@ -66,6 +66,14 @@ def anyone(request: pytest.FixtureRequest, sessions: dict[str, Any]) -> Any:
     return sessions[request.param]
 
 
+@pytest.fixture
+def speaker(anyone: Any) -> Any:
+    """Each family that answers in words."""
+    if anyone.family.silent:
+        pytest.skip(f"{anyone.family.name} has no words")
+    return anyone
+
+
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     """Three images of different shapes with structure in them; under NeXT they give different numbers of tiles."""

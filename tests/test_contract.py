@@ -21,6 +21,7 @@ from vlmsteer.errors import ModelError, SiteError
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.selfcheck import check
 from vlmsteer.sites import Site
+from vlmsteer.tokens import OF_ROWS
 from vlmsteer.vectors import Vectors
 
 Pictures = list[Image.Image]
@@ -34,6 +35,7 @@ TOWERS = {
     "Qwen2.5-VL": ["vision", "projector", "text"],
     "Qwen3-VL": ["vision", "projector", "text"],
     "OpenVLA": ["vision", "vision2", "projector", "text"],
+    "pi0": ["vision", "projector", "text", "expert"],
 }
 POINTS = {"block_in", "head", "attn_out", "norm_out", "neuron", "mlp_out", "block_out"}
 
@@ -119,6 +121,19 @@ def reference(session: Any, picture: Image.Image, question: str) -> dict[str, tu
             found = {"vision": timm_states(backbone.featurizer, first[0])}
             found |= {"vision2": timm_states(backbone.fused_featurizer, first[1])}
             return found | {"text": model(**inputs, position_ids=layout.positions, **more).hidden_states}
+        if "expert" in session.family.towers:
+            images, ids = inputs.pop("pixel_values"), inputs.pop("input_ids")
+            vlm, one = model.model.vlm, torch.ones(len(ids), 1, dtype=torch.bool)
+            embedded = model.model.embed_prefix(ids, images[:, None], one)
+            more |= inputs
+            kinds = torch.zeros_like(ids)
+            prompt = vlm(inputs_embeds=embedded, token_type_ids=kinds, position_ids=layout.positions, **more)
+            config = model.config
+            shapes = (config.max_state_dim,), (config.chunk_size, config.max_action_dim)
+            chunk = model.embed_action_time(*(torch.zeros(1, *shape) for shape in shapes), torch.ones(1))
+            expert = model.model(action_embeds=chunk, past_key_values=prompt.past_key_values, **more)
+            vision = vlm.vision_tower(images, output_hidden_states=True)
+            return {"vision": vision.hidden_states, "text": prompt.hidden_states, "expert": expert.hidden_states}
         positions = layout.positions.permute(2, 0, 1) if layout.positions.dim() == 3 else layout.positions
         found = {"text": model(**inputs, position_ids=positions, **more).hidden_states}
         if "Qwen" in session.family.name:
@@ -135,9 +150,9 @@ def test_states_equal_transformers_own(anyone: Any, pictures: Pictures) -> None:
     for tower, states in own.items():
         last = anyone.layers(tower) - 1
         assert len(states) == last + 2
-        with anyone.read([f"{tower}.*.block_out", f"{tower}.0.block_in"], "all") as seen:
+        with anyone.read([f"{tower}.*.block_out", f"{tower}.0.block_in"], "all", "both") as seen:
             anyone.logits(pictures[1:2], QUESTIONS[:1])
-        for layer in range(-1, last if tower in ("text", "encoder") else last + 1):
+        for layer in range(-1, last if tower in OF_ROWS else last + 1):
             site = f"{tower}.{layer}.block_out" if layer >= 0 else f"{tower}.0.block_in"
             expected = states[layer + 1]
             expected = expected if expected.dim() == 3 else expected[None]
@@ -164,18 +179,19 @@ def test_zero_edits_change_nothing_and_real_ones_something(anyone: Any, pictures
     assert torch.equal(anyone.logits(pictures, QUESTIONS), plain)
 
 
-def test_the_model_is_left_as_it_was(anyone: Any, pictures: Pictures) -> None:
-    before, plain = (hooks(anyone.model), flags(anyone.model)), anyone.ask(pictures[0], QUESTIONS[0], max_new_tokens=5)
-    steer = both(*(one for one in steers(anyone) if one))
-    assert anyone.ask(pictures[0], QUESTIONS[0], steer, max_new_tokens=5) != plain
-    with pytest.raises(RuntimeError, match="stop"), anyone.apply(steer), anyone.read("text.*.block_out"):
-        anyone.logits(pictures[:1], QUESTIONS[:1])
+def test_the_model_is_left_as_it_was(speaker: Any, pictures: Pictures) -> None:
+    before = hooks(speaker.model), flags(speaker.model)
+    plain = speaker.ask(pictures[0], QUESTIONS[0], max_new_tokens=5)
+    steer = both(*(one for one in steers(speaker) if one))
+    assert speaker.ask(pictures[0], QUESTIONS[0], steer, max_new_tokens=5) != plain
+    with pytest.raises(RuntimeError, match="stop"), speaker.apply(steer), speaker.read("text.*.block_out"):
+        speaker.logits(pictures[:1], QUESTIONS[:1])
         raise RuntimeError("stop")
-    stream = anyone.stream(pictures[0], QUESTIONS[0], steer)
+    stream = speaker.stream(pictures[0], QUESTIONS[0], steer)
     next(stream)
     stream.close()
-    assert (hooks(anyone.model), flags(anyone.model)) == before
-    assert anyone.ask(pictures[0], QUESTIONS[0], max_new_tokens=5) == plain
+    assert (hooks(speaker.model), flags(speaker.model)) == before
+    assert speaker.ask(pictures[0], QUESTIONS[0], max_new_tokens=5) == plain
 
 
 def test_question_and_last_tokens(anyone: Any, pictures: Pictures) -> None:
@@ -228,24 +244,34 @@ def test_image_tokens_and_their_boxes(anyone: Any, pictures: Pictures) -> None:
         assert far.any() and not changed[far | boxes.isnan().any(1)].any()
 
 
-def test_batches_equal_single_rows(anyone: Any, pictures: Pictures) -> None:
+def mixed(session: Any, pictures: Pictures) -> tuple[list[Image.Image | None], list[str], list[Recipe | None]]:
     """Rows of every length, with and without an image, each with its own recipe."""
-    images, questions = [*pictures, None, pictures[0]], [*QUESTIONS, "red?", "a"]
-    own = steers(anyone)
+    own = steers(session)
     own[1], own[3] = own[3], own[1]
-    own[3] = recipe(anyone, f"{anyone.family.reads_prompt}.1.block_out", positions="question", seed=7)
-    rows = list(zip(images, questions, own, strict=True))
+    own[3] = recipe(session, f"{session.family.reads_prompt}.1.block_out", positions="question", seed=7)
+    return [*pictures, None, pictures[0]], [*QUESTIONS, "red?", "a"], own
+
+
+def test_batches_equal_single_rows(anyone: Any, pictures: Pictures) -> None:
+    images, questions, own = mixed(anyone, pictures)
     together = anyone.logits(images, questions, own)
-    close(together, torch.cat([anyone.logits([image], [text], steer) for image, text, steer in rows]))
-    answers = [anyone.ask(*row, max_new_tokens=4) for row in rows]
-    assert anyone.ask_many(images, questions, own, 4) == answers
-    assert anyone.ask_many(images, questions, own, 4, batch_size=2) == answers
+    alone = [anyone.logits([image], [text], steer) for image, text, steer in zip(images, questions, own, strict=True)]
+    close(together, torch.cat(alone))
+    assert len(set(together.argmax(-1).tolist())) > 1
+
+
+def test_answers_in_batches_equal_single_ones(speaker: Any, pictures: Pictures) -> None:
+    images, questions, own = mixed(speaker, pictures)
+    rows = list(zip(images, questions, own, strict=True))
+    answers = [speaker.ask(*row, max_new_tokens=4) for row in rows]
+    assert speaker.ask_many(images, questions, own, 4) == answers
+    assert speaker.ask_many(images, questions, own, 4, batch_size=2) == answers
     assert len(set(answers)) > 2
 
 
 @pytest.mark.parametrize("point", ["block_out", "head", "neuron"])
 def test_rows_differ_on_the_vision_side(anyone: Any, pictures: Pictures, point: str) -> None:
-    for tower in set(TOWERS[anyone.family.name]) - {"text", "encoder"}:
+    for tower in set(TOWERS[anyone.family.name]) - set(OF_ROWS):
         site = f"{tower}.0.{point}"
         if Site.parse(site) not in anyone.taps:
             continue
@@ -259,52 +285,52 @@ def test_rows_differ_on_the_vision_side(anyone: Any, pictures: Pictures, point: 
         assert not torch.allclose(together[0], anyone.logits(pictures[:1], QUESTIONS[:1])[0], atol=1e-3)
 
 
-def test_one_image_many_questions_and_a_grid_of_recipes(anyone: Any, pictures: Pictures) -> None:
+def test_one_image_many_questions_and_a_grid_of_recipes(speaker: Any, pictures: Pictures) -> None:
     images, questions = [pictures[1]] * 3, QUESTIONS
-    alone = [anyone.ask(image, text, max_new_tokens=4) for image, text in zip(images, questions, strict=True)]
-    assert anyone.ask_many(images, questions, max_new_tokens=4) == alone
-    last = [None, *(recipe(anyone, "text.*.block_out", strength=s, seed=5) for s in (1.0, -2.0))]
+    alone = [speaker.ask(image, text, max_new_tokens=4) for image, text in zip(images, questions, strict=True)]
+    assert speaker.ask_many(images, questions, max_new_tokens=4) == alone
+    last = [None, *(recipe(speaker, "text.*.block_out", strength=s, seed=5) for s in (1.0, -2.0))]
     wanted = [
-        [anyone.ask(image, text, steer, 4) for steer in last] for image, text in zip(images, questions, strict=True)
+        [speaker.ask(image, text, steer, 4) for steer in last] for image, text in zip(images, questions, strict=True)
     ]
-    assert anyone.ask_grid(images, questions, last, 4) == wanted
-    assert anyone.ask_grid(images, questions, [*last[:2], steers(anyone)[1]], 4)[0][:2] == wanted[0][:2]
+    assert speaker.ask_grid(images, questions, last, 4) == wanted
+    assert speaker.ask_grid(images, questions, [*last[:2], steers(speaker)[1]], 4)[0][:2] == wanted[0][:2]
 
 
-def test_answers_that_end_at_different_steps(anyone: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_end_at_different_steps(speaker: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that have finished leave the batch; the others go on as if alone, each with its own recipe."""
     own = [
         None,
         *(
-            recipe(anyone, "text.*.block_out", positions=where, seed=seed)
+            recipe(speaker, "text.*.block_out", positions=where, seed=seed)
             for seed in range(7)
             for where in ("last", "generated")
         ),
     ]
     images, questions = [pictures[n % 3] for n in range(len(own))], [QUESTIONS[n % 3] for n in range(len(own))]
-    tokens = len(anyone.model.get_output_embeddings().weight)
+    tokens = len(speaker.model.get_output_embeddings().weight)
     ends = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[::4]  # a fourth of all tokens end it
-    monkeypatch.setattr(anyone, "ends", torch.cat([ends, anyone.ends]))
-    alone = [anyone.ask(*row, max_new_tokens=9) for row in zip(images, questions, own, strict=True)]
-    assert len({len(anyone.tokenizer(text).input_ids) for text in alone}) > 1
-    assert anyone.ask_many(images, questions, own, 9) == alone
+    monkeypatch.setattr(speaker, "ends", torch.cat([ends, speaker.ends]))
+    alone = [speaker.ask(*row, max_new_tokens=9) for row in zip(images, questions, own, strict=True)]
+    assert len({len(speaker.tokenizer(text).input_ids) for text in alone}) > 1
+    assert speaker.ask_many(images, questions, own, 9) == alone
     wanted = [
-        [anyone.ask(image, text, steer, 9) for steer in own] for image, text in zip(pictures, QUESTIONS, strict=True)
+        [speaker.ask(image, text, steer, 9) for steer in own] for image, text in zip(pictures, QUESTIONS, strict=True)
     ]
-    assert anyone.ask_grid(pictures, QUESTIONS, own, 9) == wanted
+    assert speaker.ask_grid(pictures, QUESTIONS, own, 9) == wanted
 
 
-def test_generation_by_transformers_gives_the_same(anyone: Any, pictures: Pictures) -> None:
+def test_generation_by_transformers_gives_the_same(speaker: Any, pictures: Pictures) -> None:
     """transformers' generate, with a cache and without, under a recipe that acts on the prompt and on what follows."""
-    acts = both(*(one for one in steers(anyone)[1:4] if one), recipe(anyone, "text.0.mlp_out", positions="generated"))
+    acts = both(*(one for one in steers(speaker)[1:4] if one), recipe(speaker, "text.0.mlp_out", positions="generated"))
     for steer in (None, acts):
         for image in (pictures[1], None):
             if image is None and steer is not None:
-                steer = recipe(anyone, "text.*.block_out", positions="all", size=0.5)
-            own = anyone.ask(image, QUESTIONS[0], steer, 5)
-            assert anyone.ask(image, QUESTIONS[0], steer, 5, do_sample=False) == own
-            assert anyone.ask(image, QUESTIONS[0], steer, 5, do_sample=False, use_cache=False) == own
-            assert list(anyone.stream(image, QUESTIONS[0], steer, 5))[-1] == own
+                steer = recipe(speaker, "text.*.block_out", positions="all", size=0.5)
+            own = speaker.ask(image, QUESTIONS[0], steer, 5)
+            assert speaker.ask(image, QUESTIONS[0], steer, 5, do_sample=False) == own
+            assert speaker.ask(image, QUESTIONS[0], steer, 5, do_sample=False, use_cache=False) == own
+            assert list(speaker.stream(image, QUESTIONS[0], steer, 5))[-1] == own
 
 
 def test_recipes_in_several_threads(anyone: Any, pictures: Pictures) -> None:

@@ -21,7 +21,7 @@ ORDER = (  # a module may import from its own line and from the lines above it
     {"states"},
     {"hooks"},
     {"adapters", "prompts"},
-    {"session", "branches", "streams", "decoding", "openvla"},
+    {"session", "branches", "streams", "decoding", "openvla", "pi0"},
     {"selfcheck", "reading", "export"},
     {"loading"},
     {"lens", "methods"},

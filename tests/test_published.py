@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from vlmsteer.registry import FAMILIES, family_of
+from vlmsteer.registry import FAMILIES, family_key, family_of
 from vlmsteer.sites import Site
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -37,6 +39,16 @@ NESTED: Prefixes = (("model.vision_tower.", "model.vision_tower.vision_model."),
 # T5 has its embedding under three names; which of them a file keeps is the writer's choice.
 ENCODER: Prefixes = (("language_model.shared.", "language_model.encoder.embed_tokens."),)
 DECODER: Prefixes = (("language_model.shared.", "language_model.decoder.embed_tokens."),)
+# LeRobot's, which has the embeddings as the unembeddings tied to them; what its own training writes has a prefix more.
+LEROBOT: Prefixes = (
+    ("model.vlm.language_model.embed_tokens.", "paligemma_with_expert.paligemma.lm_head."),
+    ("model.vlm.vision_tower.", "paligemma_with_expert.paligemma.model.vision_tower.vision_model."),
+    ("model.vlm.", "paligemma_with_expert.paligemma.model."),
+    ("model.dit.embed_tokens.", "paligemma_with_expert.gemma_expert.lm_head."),
+    ("model.dit.", "paligemma_with_expert.gemma_expert.model."),
+    ("embed_action_time.", ""),
+)
+TRAINED: Prefixes = (*((ours, f"model.{theirs}") for ours, theirs in LEROBOT), ("", "model."))
 
 # model type -> layouts that files come in; the first is the published one
 LAYOUTS: dict[str, tuple[Prefixes, ...]] = {
@@ -44,6 +56,7 @@ LAYOUTS: dict[str, tuple[Prefixes, ...]] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), (BARE, TODAY)),
     "qwen3_vl": (TODAY,),
     "instructblip": (TODAY, ENCODER, DECODER),
+    "pi0": (LEROBOT, TRAINED, TODAY),
 }
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "out_hidden_size", "projection_dim"), 32),
@@ -82,9 +95,16 @@ def small_ones() -> list[Any]:
 
 def build(config: dict[str, Any]) -> Any:
     """A model without weights."""
-    built = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
+    name = FAMILIES.load(str(family_key(config["model_type"], None))).library
+    library = import_module(name)
+    if name == "transformers":
+        built = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
+    else:
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            built = library.configuration(folder)
     with torch.device("meta"):
-        return getattr(transformers, family_of(built).architecture)(built)
+        return getattr(library, family_of(built).architecture)(built)
 
 
 @cache

@@ -25,7 +25,7 @@ from vlmsteer.actions import Action, Rules, Tap
 from vlmsteer.errors import SiteError
 from vlmsteer.sites import Site
 from vlmsteer.states import States
-from vlmsteer.tokens import EVERY, Frame, Positions, Selection, check_tower
+from vlmsteer.tokens import EVERY, OF_ROWS, Frame, Positions, Selection, check_tower
 
 
 class Prompt(NamedTuple):
@@ -249,7 +249,7 @@ class Instrument:
             if run.states is not None and site in run.states._parts:
                 selection = self._select(site, states, lengths, run.states.positions, run.states.phase)
                 frame = self._local.frames.get(site.tower)
-                new_prompt = site.tower != "text" or frame is None or frame.start == 0
+                new_prompt = frame is None or (frame.start == 0 and not frame.again)
                 states = run.states.record(site, states, selection, new_prompt)
         return states
 
@@ -326,8 +326,8 @@ class Instrument:
         phase: str,
         active: Tensor | None = None,
     ) -> Selection | None:
-        check_tower(site.tower, positions, self.family.reads_prompt)
-        if site.tower != "text" and phase == "decode":
+        check_tower(site.tower, positions, self.family.reads_prompt, self.family.answers)
+        if site.tower not in ("text", "expert") and phase == "decode":
             return None
         frame = self._local.frames.get(site.tower)
         tokens = self.family.towers[site.tower].frame is not None if site.tower in self.family.towers else False
@@ -369,7 +369,7 @@ class Instrument:
         if run.owners is not None and site.tower == "text":
             return 1, run.owners.flatten()
         frame, owners, batch = self._local.frames.get(site.tower), self._local.image_rows, self._local.batch
-        of_images = site.tower not in ("encoder", "text")
+        of_images = site.tower not in OF_ROWS
         if of_images and (owners is None or len(owners) != states.shape[0]):
             raise SiteError(
                 f"Which image belongs to which row is not known, so rows cannot differ in the {site.tower} tower. "
@@ -395,6 +395,8 @@ class Instrument:
                 self._local.grids, self._local.parts = kwargs["grid_thw"], {}
             elif tower == "qformer":
                 self._local.frames[tower] = _queries(kwargs)
+            elif tower == "expert":
+                self._local.frames[tower] = self._chunk(kwargs)
             else:
                 self._local.frames[tower] = self._tokens(tower, kwargs, runs)
 
@@ -447,6 +449,17 @@ class Instrument:
             if prompt is not None and prompt.question is not None:
                 frame.question = flags(prompt.question)
         return frame
+
+    def _chunk(self, kwargs: Mapping[str, Any]) -> Frame:
+        """The action expert's tokens: the robot's state, which is its prompt, then the actions under way.
+
+        Every step of a flow brings all of them, with the cache of the prompt that the text tower has read.
+        """
+        states, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        again = cache in self._prompt_columns
+        if cache is not None:
+            self._prompt_columns[cache] = 1
+        return Frame(states.shape[0], states.shape[1], 0, 1, states.device, again=again)
 
     def _whose(self, kwargs: Mapping[str, Any]) -> None:
         """Note the text row that each vision row (an image, or a tile of one) belongs to."""

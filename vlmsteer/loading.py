@@ -143,7 +143,7 @@ def _configuration(source: str | Path, revision: str | None) -> tuple[Any, Any]:
     import transformers
 
     written, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
-    key = family_key(str(written.get("model_type")), None)
+    key = family_key(str(written.get("model_type", written.get("type"))), None)  # LeRobot writes `type`
     library = FAMILIES.load(key).library if key else "transformers"
     if library == "transformers":
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)

@@ -61,6 +61,7 @@ FAMILIES.add("qwen2_5_vl", "vlmsteer.adapters.qwen_vl:QWEN2_5_VL")
 FAMILIES.add("qwen3_vl", "vlmsteer.adapters.qwen_vl:QWEN3_VL")
 FAMILIES.add("openvla", "vlmsteer.adapters.openvla:OPENVLA")
 FAMILIES.add("openvla/one tower", "vlmsteer.adapters.openvla:OPENVLA_ONE_TOWER")
+FAMILIES.add("pi0", "vlmsteer.adapters.pi0:PI0")
 
 
 def family_of(config: Any) -> Any:

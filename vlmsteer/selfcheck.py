@@ -34,7 +34,7 @@ def check(session: Session) -> None:
         ModelError: naming the first site that does not behave as declared.
     """
     image, question = Image.new("RGB", (64, 64), (200, 60, 60)), "What is this?"
-    with session.read(session.sites, positions="all") as states:
+    with session.read(session.sites, positions="all", phase="both") as states:
         baseline = session.logits([image], [question])
     for site in session.sites:
         seen, width = states.rows(site)[0], session.taps[site].width
@@ -95,7 +95,10 @@ def _adds_up(session: Session, states: States, logits: Tensor) -> None:
             total = stream + _on(stream, read(tower, layer, "mlp_out"))
             _same(read(tower, layer, "block_out"), total, f"{tower}.{layer}.block_out", "its parts")
     with torch.no_grad():
-        said = session.unembed(read("text", session.layers() - 1, "block_out")[-1])
+        tower = session.family.answers
+        last = read(tower, session.layers(tower) - 1, "block_out")
+        count = len(logits) // len(session.unembed(last[-1]))  # a flow's answer is of several tokens
+        said = session.unembed(last[-count:]).flatten()
     _same(logits, said, "The logits", "the last block, the final norm and the unembedding")
 
 

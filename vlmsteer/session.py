@@ -20,7 +20,7 @@ from torch import Tensor
 from vlmsteer import branches, decoding
 from vlmsteer.actions import compile_actions, compile_rules
 from vlmsteer.adapters.family import Family
-from vlmsteer.errors import InputError, RecipeError, SiteError, did_you_mean
+from vlmsteer.errors import InputError, ModelError, RecipeError, SiteError, did_you_mean
 from vlmsteer.hooks import Instrument, Prompt, Run
 from vlmsteer.images import open_image
 from vlmsteer.prompts import Encoded, Encoder, Layout
@@ -28,7 +28,7 @@ from vlmsteer.recipe import Recipe
 from vlmsteer.sites import Site, expand
 from vlmsteer.states import States
 from vlmsteer.streams import Prefilled, Stream, greedy
-from vlmsteer.tokens import PHASES, Positions, check_positions
+from vlmsteer.tokens import OF_ROWS, PHASES, Positions, check_positions
 from vlmsteer.vectors import PerQuestion
 
 Recipes = Recipe | Sequence[Recipe | None] | None
@@ -49,7 +49,7 @@ class Session:
         self.sites = list(self.taps)
         self.encoder = Encoder(processor, model.config, family)
         self.instrument = Instrument(model, self.taps, family, self.encoder.image_token)
-        end = model.generation_config.eos_token_id
+        end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
         self.ends = torch.tensor(ends, dtype=torch.long, device=self.device)
@@ -84,13 +84,15 @@ class Session:
         }
 
     def check(self, recipes: Recipes) -> None:
-        """Refuse recipes made for another model.
+        """Refuse recipes made for another model, and rules for the words of one that has none.
 
         Raises:
             RecipeError: if one was; `recipe.for_any_model()` lifts this for models that should share directions.
         """
         own: dict[str, Any] | None = None
         for recipe in [recipes] if recipes is None or isinstance(recipes, Recipe) else recipes:
+            if recipe is not None and self.family.silent and any(rule.strength for rule in recipe.rules):
+                raise RecipeError(f"Rules choose words, and {self.name!r} says none: take a recipe without them.")
             if recipe is None or not recipe.model:
                 continue
             own = own or self.fingerprint
@@ -154,11 +156,20 @@ class Session:
             if (
                 recipe
                 and owner < 0
-                and any(edit.vectors.tower not in ("encoder", "text") and edit.strength for edit in recipe.edits)
+                and any(edit.vectors.tower not in OF_ROWS and edit.strength for edit in recipe.edits)
             ):
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
         actions, rows = compile_actions(self.taps, recipes)
         return Run(actions, rows, prompt=prompt, rules=compile_rules(recipes, self.layers()))
+
+    def check_words(self) -> None:
+        """Refuse to answer in words where the model has none.
+
+        Raises:
+            ModelError: if it has none.
+        """
+        if self.family.silent:
+            raise ModelError(f"{self.name!r} is a {self.family.name}, without words. {self.family.silent}")
 
     def settle(self, recipes: Recipes, images: Sequence[Image.Image | str | None], questions: Sequence[str]) -> Recipes:
         """The recipes with the vectors that some make from each question, and then one for each row."""
@@ -205,7 +216,9 @@ class Session:
 
         Raises:
             InputError: if the image or the question cannot be used.
+            ModelError: if the model does not answer in words.
         """
+        self.check_words()
         if not generation:
             return self.ask_many([image], [question], recipe, max_new_tokens)[0]
         with decoding.processors(self, image, question, recipe) as processors:
@@ -223,6 +236,7 @@ class Session:
         self, image: Image.Image | str | None, question: str, recipe: Recipe | None = None, max_new_tokens: int = 48
     ) -> Iterator[str]:
         """The answer so far, after each token. Closing the generator stops the model; nothing is left behind."""
+        self.check_words()
         if recipe is not None and recipe.decoding:
             yield from map(self.encoder.decode, decoding.stream(self, image, question, recipe, max_new_tokens))
             return
@@ -264,6 +278,7 @@ class Session:
             recipes is None or isinstance(recipes, Recipe) or len(recipes) == len(images)
         ):
             raise InputError("There must be as many images, questions and (if not one for all) recipes.")
+        self.check_words()
         answers: list[str] = []
         for first in range(0, len(questions), batch_size):
             rows = slice(first, first + batch_size)
@@ -293,6 +308,7 @@ class Session:
         recipes = list(recipes)
         if len(images) != len(questions) or not recipes:
             raise InputError("A grid needs as many images as questions, and at least one recipe (None is one).")
+        self.check_words()
         if len(recipes) > cells:
             parts = [
                 self.ask_grid(images, questions, recipes[i : i + cells], max_new_tokens, batch_size, cells)
@@ -339,6 +355,8 @@ class Session:
         Returns:
             (rows, keep, vocabulary).
         """
+        if answers is not None:
+            self.check_words()
         encoded = self.encoder.encode(images, questions, answers)
         if not (recipes is None or isinstance(recipes, Recipe) or len(recipes) == len(images)):
             raise SiteError(f"There are recipes for {len(recipes)} rows, but the batch has {len(images)}.")
@@ -365,6 +383,7 @@ class Session:
             recipes is None or isinstance(recipes, Recipe) or len(recipes) == len(images)
         ):
             raise InputError("There must be as many images, questions, answers and (if not one for all) recipes.")
+        self.check_words()
         scores: list[Tensor] = []
         for first in range(0, len(questions), batch_size):
             rows = slice(first, first + batch_size)
@@ -459,8 +478,16 @@ class Session:
         return self.family.boxes(self.model.config, self.processor, opened.size, read)
 
     def unembed(self, states: Tensor) -> Tensor:
-        """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once."""
+        """(..., vocabulary) logits of residual states (..., width), the final norm applied exactly once.
+
+        Raises:
+            SiteError: if the states are not of the tower that answers.
+        """
         norm, head = self.family.ending(self.model)
+        tower = self.family.answers
+        width = self.taps[Site(tower, self.layers(tower) - 1, "block_out")].width
+        if states.shape[-1] != width:
+            raise SiteError(f"The answer is read from {tower} states, of width {width}, not {states.shape[-1]}.")
         with self._turn, self.instrument.alone():
             normed = norm(beside(norm, states)) * self.family.logit_scale(self.model.config)
             return head(beside(head, normed))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vlmsteer.errors import SiteError, did_you_mean
 
-TOWERS = ("vision", "vision2", "qformer", "projector", "encoder", "text")
+TOWERS = ("vision", "vision2", "qformer", "projector", "encoder", "text", "expert")
 POINTS = {
     "block_in": "the residual stream that enters the block",
     "block_out": "the residual stream that leaves the block, before any final norm",

@@ -29,7 +29,9 @@ IN_TOWER = {
     "projector": ("image", "all"),
     "encoder": ("image", "question", "last", "all"),
     "text": tuple(POSITIONS),
+    "expert": ("last", "generated", "all"),
 }
+OF_ROWS = ("encoder", "text", "expert")  # towers whose rows are those of the prompt; others have a row an image
 ALIASES = {"action": "generated"}  # a policy generates its action
 PHASES = ("prefill", "decode", "both")
 Positions = str | tuple[int, ...]
@@ -72,6 +74,7 @@ class Frame:
         image: (batch, length) True at image tokens; None where the caller gave embeddings instead of ids.
         question: (batch, length) True at the question's tokens; None if unknown.
         prompt_columns: how many columns the whole prompt has.
+        again: whether these are the rows of the forward before, with other values (a further step of a flow).
     """
 
     batch: int
@@ -82,6 +85,7 @@ class Frame:
     valid: torch.Tensor | None = None
     image: torch.Tensor | None = None
     question: torch.Tensor | None = None
+    again: bool = False
     _selections: dict[tuple[Positions, str], Selection | None] = field(default_factory=dict)
     _missing: dict[tuple[Positions, str], dict[int, str]] = field(default_factory=dict)
 
@@ -151,11 +155,12 @@ class Frame:
         return _indexed(positions, valid, missing)
 
 
-def check_tower(tower: str, positions: Positions, reads_prompt: str = "text") -> None:
+def check_tower(tower: str, positions: Positions, reads_prompt: str = "text", answers: str = "text") -> None:
     """Refuse positions that a tower does not have.
 
     Args:
         reads_prompt: the tower that takes in the prompt, "text" or the "encoder" before it.
+        answers: the tower that the answer comes from, "text" or the "expert" behind it.
 
     Raises:
         SiteError: if it does not.
@@ -168,6 +173,8 @@ def check_tower(tower: str, positions: Positions, reads_prompt: str = "text") ->
             f"This model's text tower is a decoder that begins with one start token; the {positions}'s tokens are in "
             "its encoder tower."
         )
+    if tower == "text" and answers != "text" and positions == "generated":
+        raise SiteError(f"This model's text tower reads the prompt only; what it generates is in its {answers} tower.")
 
 
 def _indexed(indices: tuple[int, ...], valid: torch.Tensor, missing: dict[int, str]) -> torch.Tensor:

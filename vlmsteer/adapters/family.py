@@ -161,6 +161,7 @@ class Family:
         positions: position of each token of a prompt, from the configuration, its ids and its image's tensors.
         call, generate: how the model is called.
         logit_scale: what the normalized stream is multiplied with before the unembedding.
+        silent: of a family that does not answer in words: what it does instead, as a sentence.
         notes: what this family lacks or does otherwise, in sentences.
     """
 
@@ -183,12 +184,18 @@ class Family:
     call: Callable[..., Any] = call
     generate: Callable[..., Tensor] = generate
     logit_scale: Callable[[Any], float] = lambda config: 1.0
+    silent: str = ""
     notes: tuple[str, ...] = field(default=())
 
     @property
     def reads_prompt(self) -> str:
         """The tower that takes in the prompt: the text tower, or the encoder before it."""
         return "encoder" if "encoder" in self.towers else "text"
+
+    @property
+    def answers(self) -> str:
+        """The tower whose last block the answer is read from: the text tower, or the action expert behind it."""
+        return "expert" if "expert" in self.towers else "text"
 
     @property
     def points(self) -> dict[str, list[str]]:

@@ -22,6 +22,19 @@ def cells(rows: int, columns: int, newline: bool = False) -> Tensor:
     return boxes.flatten(0, 1)
 
 
+def through(boxes: Tensor, window: tuple[float, float, float, float]) -> Tensor:
+    """Boxes of a grid over a window of the image, as parts of the image; those that show nothing of it are NaN.
+
+    Args:
+        boxes: (cells, 4) as parts of the window.
+        window: left, top, right, bottom as fractions of the image, which it may exceed.
+    """
+    corner, end = torch.tensor(window[:2]), torch.tensor(window[2:])
+    boxes = (boxes * (end - corner).repeat(2) + corner.repeat(2)).clamp(0, 1)
+    boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)] = torch.nan
+    return boxes
+
+
 def square(config: Any, processor: Any, size: tuple[int, int], image: Mapping[str, Tensor]) -> Tensor:
     """One square grid, over the image's center if the image processor crops: (tokens, 4).
 

@@ -91,6 +91,14 @@ def test_released_answers_of_llava(split):
     assert f1.interval[0] < recorded["aoidragon"]["f1"] < f1.interval[1]
 
 
+def test_a_capital_no_is_a_positive_label_to_the_scripts_that_compare_it_exactly():
+    for name in ("aoidragon", "llava", "opera"):
+        assert scored(name, ["No", "Yes"], ["No", "Yes"])["accuracy"] == 0.5
+    for name in ("vcd", "lmms", "vlmevalkit", "strict"):
+        found = scored(name, ["no", "yes"], ["No", "Yes"])
+        assert found["accuracy"] == (100 if name == "vlmevalkit" else 1)
+
+
 def script(read_one, answers, labels) -> dict[str, float]:
     """The arithmetic that AoiDragon, OPERA and VCD share, on lists, with our zeros."""
     pairs = [(read_one(text, label), label) for text, label in zip(answers, labels, strict=True)]

@@ -19,8 +19,15 @@ CELLS = ("tp", "fp", "tn", "fn", "lost_yes", "lost_no")  # lost: neither yes nor
 Cells = Mapping[str, np.ndarray]
 
 
-def _tally(read: Callable[[str, str], str | None]) -> Callable[[Sequence[Item], Sequence[Answer]], Tally]:
-    """Counts by split and cell; `read` says "yes", "no" or None of an answer and its label."""
+def _tally(
+    read: Callable[[str, str], str | None], exact: bool = False
+) -> Callable[[Sequence[Item], Sequence[Answer]], Tally]:
+    """Counts by split and cell.
+
+    Args:
+        read: "yes", "no" or None of an answer and its label.
+        exact: whether a label is negative only if it is exactly "no", so that "No" is positive, as POPE's script has it.
+    """
 
     def tally(items: Sequence[Item], answers: Sequence[Answer]) -> Tally:
         groups, places = [], []
@@ -28,7 +35,7 @@ def _tally(read: Callable[[str, str], str | None]) -> Callable[[Sequence[Item], 
             label = item.gold["label"]
             if label is None:
                 continue
-            positive = label != "no"
+            positive = (label if exact else label.strip().lower()) != "no"
             said = read(answer.text, label)
             cell = {"yes": "tp" if positive else "fp", "no": "fn" if positive else "tn"}.get(said or "")
             places.append(f"{item.gold.get('split', '')}.{cell or ('lost_yes' if positive else 'lost_no')}")
@@ -110,7 +117,7 @@ def _vlmevalkit_word(text: str, label: str) -> str | None:
 
 
 WANTED = {"accuracy": 1, "precision": 1, "recall": 1, "f1": 1, "yes_ratio": 0}
-AOIDRAGON = _tally(lambda text, label: yesno.aoidragon(text))
+AOIDRAGON = _tally(lambda text, label: yesno.aoidragon(text), exact=True)
 
 SCORERS = (
     Scorer("aoidragon", "AoiDragon/POPE@08d957b evaluate.py", AOIDRAGON, _metrics(_parsed_only), WANTED),
@@ -120,7 +127,7 @@ SCORERS = (
     ),
     Scorer(
         "opera", "shikiw/OPERA@61426ef recorder, LzVv123456/VISTA@dc62252 pope_ans.py",
-        _tally(lambda text, label: yesno.opera(text)), _metrics(_parsed_only), WANTED,
+        _tally(lambda text, label: yesno.opera(text), exact=True), _metrics(_parsed_only), WANTED,
     ),
     Scorer("vcd", "DAMO-NLP-SG/VCD@d6568ff eval_pope.py", _tally(yesno.vcd), _metrics(_parsed_only), WANTED),
     Scorer(

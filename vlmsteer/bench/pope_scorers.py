@@ -26,7 +26,7 @@ def _tally(
 
     Args:
         read: "yes", "no" or None of an answer and its label.
-        exact: whether a label is negative only if it is exactly "no", so that "No" is positive, as POPE's script has it.
+        exact: whether only a label that is exactly "no" is negative and "No" positive, as in POPE's own script.
     """
 
     def tally(items: Sequence[Item], answers: Sequence[Answer]) -> Tally:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
 from vlmsteer import methods_cli, score_cli
 from vlmsteer.bench_cli import app as bench_app
@@ -31,18 +33,37 @@ from vlmsteer.counterfacts_cli import app as counterfacts_app
 from vlmsteer.errors import InputError, VlmsteerError
 from vlmsteer.recipe_cli import app as recipe_app
 
+ROBOT = "Robot policies in simulation: rollouts, sweeps, and the neurons that steer them."
+
+
+class Robot(TyperGroup):
+    """Commands of the package that is installed with the extra `robotics`, read when one is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return self._real.list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return self._real.get_command(ctx, cmd_name)
+
+    @property
+    def _real(self) -> Any:
+        return typer.main.get_command(import_module("vlmsteer_robotics.robot_cli").app)
+
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 pvp_app = typer.Typer(help="Pixels versus priors: learn, sweep and test steering vectors.", no_args_is_help=True)
+robot_app = typer.Typer(cls=Robot, no_args_is_help=True, help=ROBOT)
 world_app = typer.Typer(help="The drawn world that the bundled models were trained on.", no_args_is_help=True)
 app.add_typer(pvp_app, name="pvp")
 app.add_typer(world_app, name="world")
 app.add_typer(counterfacts_app, name="counterfacts")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(bench_app, name="bench")
+app.add_typer(robot_app, name="robot")
 for command in (methods_cli.methods, methods_cli.learn, methods_cli.compare, score_cli.score):
     app.command()(command)
 

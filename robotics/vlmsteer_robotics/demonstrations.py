@@ -6,7 +6,7 @@ al. 2017, DART): a policy that has only seen perfect paths does not know how to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,18 +70,30 @@ def demonstrations(
     drawn = {"speed": None, "height": None, "phrase": None}
     env = make_env(task, **{**drawn, **options}, pictures=images)
     for seed in seeds:
-        yield _episode(env, seed, noise)
+        yield record(env, seed, lambda env: expert_action(env.state()), noise=noise)
 
 
-def _episode(env: TabletopEnv, seed: int, noise: float) -> Episode:
+def record(
+    env: TabletopEnv,
+    seed: int,
+    choose: Callable[[TabletopEnv], np.ndarray],
+    options: dict[str, Any] | None = None,
+    noise: float = 0.0,
+) -> Episode:
+    """The episode of a seed in which `choose` says what is done at each moment, until it is over.
+
+    Args:
+        options: of the environment's reset.
+        noise: as in `demonstrations`.
+    """
     rng = np.random.default_rng([2, seed])
     low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options=options)
     pictures, states, actions = [], [], []
     hands, blocks = [info["end_effector"]], [info["blocks"]]
     over = False
     while not over:
-        action = expert_action(env.state())
+        action = choose(env)
         pictures.append(observation["image"])
         states.append(observation["state"])
         actions.append(action)

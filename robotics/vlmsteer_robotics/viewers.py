@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ class LibraryViewer:
 
     def __init__(self, model: Any, side: int, name: str) -> None:
         self.name, self.model, self.side = name, model, side
+        if find_spec("triton"):  # torch brings it and loads it late; after Mesa's own LLVM that would crash the process
+            import_module("triton")
         self._context = import_module(LIBRARIES[name]).GLContext(side, side)
         self._context.make_current()
         self._drawing = mujoco.MjrContext(model, int(mujoco.mjtFontScale.mjFONTSCALE_150))

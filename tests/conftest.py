@@ -61,17 +61,17 @@ def session(request: pytest.FixtureRequest, sessions: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="session", params=list(BUILDERS))
-def anyone(request: pytest.FixtureRequest, sessions: dict[str, Any]) -> Any:
+def everyone(request: pytest.FixtureRequest, sessions: dict[str, Any]) -> Any:
     """Each family in turn, for the contract that all of them keep."""
     return sessions[request.param]
 
 
-@pytest.fixture
-def speaker(anyone: Any) -> Any:
+@pytest.fixture(scope="session")
+def anyone(everyone: Any) -> Any:
     """Each family that answers in words."""
-    if anyone.family.silent:
-        pytest.skip(f"{anyone.family.name} has no words")
-    return anyone
+    if everyone.family.silent:
+        pytest.skip(f"{everyone.family.name} has no words")
+    return everyone
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,21 @@ def test_edits_are_rewritten_weights(policy: Any, pictures: Pictures, operation:
 
 @torch.no_grad()
 @pytest.mark.parametrize("operation", ["clamp", "scale", "add"])
+def test_rows_have_their_own_neurons(policy: Any, pictures: Pictures, operation: str) -> None:
+    """In one batch of prompts of different lengths, each row as it is alone and unpadded."""
+    recipes = [
+        value_vectors.recipe(policy, [Neuron(1, 7, 0.0, []), Neuron(1, 9, 0.0, [])], operation, 2.5),
+        None,
+        value_vectors.recipe(policy, [Neuron(0, 9, 0.0, []), Neuron(1, 70, 0.0, [])], operation, 4.0).scaled(0.5),
+    ]
+    together = policy.logits(pictures, TOLD, recipes)
+    for row, recipe in enumerate(recipes):
+        alone = policy.logits(pictures[row : row + 1], TOLD[row : row + 1], recipe)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("operation", ["clamp", "scale", "add"])
 def test_random_sets_move_the_stream_as_far(policy: Any, operation: str) -> None:
     found = value_vectors.nearest(policy, WORDS, 12)
     recipe = value_vectors.recipe(policy, found, operation, 3.0).scaled(0.5)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmsteer.errors import RecipeError, SiteError
-from vlmsteer.operations import BY_HEAD, OPERATIONS, WIDTHS
+from vlmsteer.operations import BY_HEAD, NEUTRAL, OPERATIONS, WIDTHS
 from vlmsteer.recipe import Edit, Gate, Recipe, finite
 from vlmsteer.sites import Site
 from vlmsteer.tokens import EVERY, Selection, check_tower
@@ -21,6 +21,7 @@ from vlmsteer.vectors import Vectors
 
 # Computed in the model's dtype; the rest in float32.
 PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale", "rescale", "mean_of_others"})
+FEW = 8  # of many tokens, what changes fewer than one in so many dimensions is worked out in these alone
 
 
 class Tap(NamedTuple):
@@ -48,7 +49,8 @@ class Action:
     ) -> None:
         self.positions, self.phase, self.operation = edit.positions, edit.phase, edit.operation
         self.vectors, self.strengths, self.active, self.gates = vectors, strengths, active, gates
-        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._few = _few(edit.operation, vectors)
 
     def __call__(
         self,
@@ -69,11 +71,14 @@ class Action:
         dtype = states.dtype
         if self.operation not in PLAIN_IN_HALF:
             dtype = torch.promote_types(dtype, torch.float32)
-        vectors, strengths = self._on(states.device, dtype)
+        vectors, strengths, few = self._on(states.device, dtype)
         operation, each = OPERATIONS[self.operation], self.vectors.dim() == 3
         if selection is EVERY and self.active is None and acts is None and states.dim() == 3:
             if each and vectors.shape[1] != states.shape[1]:
                 raise self._count(states.shape[1])
+            if few is not None and states.shape[1] > 1:
+                changed = operation(states.index_select(-1, few).to(dtype), vectors[:, few], strengths)
+                return states.index_copy(-1, few, changed.to(states.dtype))
             aims = vectors if each else vectors[:, None]
             return operation(states.to(dtype), aims, strengths[:, None]).to(states.dtype)
         rows, columns = selection
@@ -90,11 +95,12 @@ class Action:
         if keep is not None:
             rows, columns, caller = rows[keep], columns[keep], caller[keep]
         place = self._places(rows) if each else None  # only rows it acts on need that many tokens
+        vectors = vectors if few is None else vectors[:, few]
         if self.active is not None or each:
             strengths = strengths[caller]
             vectors = vectors[caller] if place is None else vectors[caller, place]
-        changed = operation(states[rows, columns].to(dtype), vectors, strengths).to(states.dtype)
-        return states.index_put((rows, columns), changed)
+        at = (rows, columns) if few is None else (rows[:, None], columns[:, None], few)
+        return states.index_put(at, operation(states[at].to(dtype), vectors, strengths).to(states.dtype))
 
     def _places(self, rows: Tensor) -> Tensor:
         """Which of its row's chosen tokens each is; they come row by row, in order."""
@@ -109,11 +115,20 @@ class Action:
             "learn it on images of this size, or with one vector for all tokens."
         )
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         key = (device, dtype)
         if key not in self._placed:
-            self._placed[key] = (self.vectors.to(device, dtype), self.strengths.to(device, dtype))
+            few = None if self._few is None else self._few.to(device)
+            self._placed[key] = (self.vectors.to(device, dtype), self.strengths.to(device, dtype), few)
         return self._placed[key]
+
+
+def _few(operation: str, vectors: Tensor) -> Tensor | None:
+    """The dimensions that any of the vectors (rows, width) changes, if they are few, as in an edit of some neurons."""
+    if operation not in NEUTRAL or vectors.dim() != 2:
+        return None
+    found = (~vectors.isnan() if operation == "clamp" else vectors != 0).any(0).nonzero()[:, 0]
+    return found if len(found) * FEW < vectors.shape[1] else None
 
 
 class Rules(NamedTuple):

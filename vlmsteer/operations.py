@@ -95,5 +95,6 @@ DIRECTED = frozenset(
     {"add", "add_keep_norm", "add_opposed_keep_norm", "project_out", "replace"}
 )  # vectors have a length
 NAN_ALLOWED = frozenset({"clamp"})
+NEUTRAL = {"clamp": torch.nan, "scale": 0.0, "add": 0.0}  # what leaves its dimension alone
 BY_HEAD = frozenset({"scale", "rescale", "mean_of_others"})  # at heads, one number a head is enough
 WIDTHS = {"affine": 2, "transport": 4}  # vectors of these operations are that many times as wide as the site

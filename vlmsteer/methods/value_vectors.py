@@ -19,6 +19,7 @@ from vlmsteer.errors import InputError, SiteError, did_you_mean
 from vlmsteer.lens.beliefs import first_tokens
 from vlmsteer.methods.method import checked_layers
 from vlmsteer.openvla.actions import bins
+from vlmsteer.operations import NEUTRAL
 from vlmsteer.recipe import Edit, Recipe
 from vlmsteer.session import Session, beside
 from vlmsteer.sites import Site
@@ -27,7 +28,6 @@ from vlmsteer.vectors import Vectors
 VERSION = 1
 CHUNK = 1024  # value vectors projected at once: 131 MB of logits at 32,000 tokens
 WAYS = ("score", "top")
-REST = {"clamp": torch.nan, "scale": 0.0, "add": 0.0}  # what stands in an edit's vector where a neuron is left alone
 
 
 class Neuron(NamedTuple):
@@ -202,14 +202,14 @@ def recipe(
     Raises:
         InputError: if there are no neurons, or no such operation.
     """
-    if operation not in REST or not neurons:
+    if operation not in NEUTRAL or not neurons:
         raise InputError(
-            f"Neurons are turned by {', '.join(REST)}; {operation!r} was given for {len(neurons)} of them."
+            f"Neurons are turned by {', '.join(NEUTRAL)}; {operation!r} was given for {len(neurons)} of them."
         )
     layers: dict[int, Tensor] = {}
     for layer, number, *_ in neurons:
         width = session.taps[Site("text", layer, "neuron")].width
-        layers.setdefault(layer, torch.full((width,), REST[operation]))[number] = value - (operation == "scale")
+        layers.setdefault(layer, torch.full((width,), NEUTRAL[operation]))[number] = value - (operation == "scale")
     listed = {str(layer): sorted(one.number for one in neurons if one.layer == layer) for layer in sorted(layers)}
     about = {
         "method": "value_vectors", "version": VERSION, **(about or {}), "operation": operation, "value": float(value),
@@ -233,7 +233,7 @@ def random_set(session: Session, recipe: Recipe, seed: int) -> Recipe:
 
 
 def _other(session: Session, edit: Edit, generator: torch.Generator, seed: int) -> Edit:
-    if edit.operation not in REST or (edit.vectors.tower, edit.vectors.point) != ("text", "neuron"):
+    if edit.operation not in NEUTRAL or (edit.vectors.tower, edit.vectors.point) != ("text", "neuron"):
         return edit.random_like(seed)
     layers = {}
     for layer, vector in sorted(edit.fixed.layers.items()):
@@ -247,7 +247,7 @@ def _other(session: Session, edit: Edit, generator: torch.Generator, seed: int) 
             (values.to(columns.device) @ columns[rows.to(columns.device)].float()).norm().item()
             for rows in (turned.nonzero().flatten(), drawn)
         )
-        layers[layer] = torch.full_like(vector, REST[edit.operation])
+        layers[layer] = torch.full_like(vector, NEUTRAL[edit.operation])
         layers[layer][drawn] = values * (wanted / given if given else 1.0)
     about = {**edit.fixed.about, "control": f"other neurons, seed {seed}"}
     return replace(edit, vectors=replace(edit.fixed, layers=layers, about=about))

@@ -50,6 +50,11 @@ def model(folders: Any) -> Path:
         (["--words", "red", "--against", "blue", "--norm", "--operation", "scale", "--layers", "1-2"], "scale", {1, 2}),
         (["--words", "red", "--method", "kmeans", "--clusters", 9, "--operation", "add"], "add", None),
         (["--words", "slowly", "--method", "residual", "--pairs", 3, "--layers", "0,2"], "add", {0, 2}),
+        (
+            ["--words", "high", "--against", "low", "--method", "residual", "--pairs", 2, "--read", "action"],
+            "add",
+            {0, 1},
+        ),
     ],
 )
 def test_neurons(main: Main, model: Path, tmp_path: Path, options: list[Any], operation: str, layers: Any) -> None:
@@ -62,7 +67,9 @@ def test_neurons(main: Main, model: Path, tmp_path: Path, options: list[Any], op
     assert layers is None or set(edit.vectors.layers) <= layers
     assert recipe.about["words"] == options[1].split(",")
     if "residual" in options:
-        assert recipe.about["prompts"]["changed"] == f"{recipe.about['prompts']['plain']} slowly"
+        plain, changed = (recipe.about["prompts"][name] for name in ("plain", "changed"))
+        assert changed == (f"{plain} slowly" if "slowly" in options else plain.replace("staying low", "staying high"))
+        assert plain != changed
     else:
         assert 0 < len(told["neurons"]) <= 10 and len(told["neurons"][0]["tokens"]) == 10
 

@@ -201,7 +201,7 @@ def test_a_direction_is_the_mean_difference(policy: Any, pictures: Pictures) -> 
         torch.testing.assert_close(
             last.edits[0].fixed.layers[layer], published.vectors.layers[layer], rtol=1e-4, atol=1e-4
         )
-    over = paired_instructions.learn(policy, pictures, plain, changed, layers=[1], batch_size=2)
+    over = paired_instructions.learn(policy, pictures, plain, changed, layers=[1], read="action", batch_size=2)
     differences = []
     for picture, one, other in zip(pictures, changed, plain, strict=True):
         means = []

@@ -113,7 +113,7 @@ def neurons(
     size: Annotated[int, typer.Option(min=1, help="Neurons, at most.")] = 10,
     operation: Annotated[str, typer.Option(help="clamp (the paper's), scale or add.")] = "clamp",
     value: Annotated[float, typer.Option(help="What the neurons become, are multiplied by, or are given.")] = 4.0,
-    against: Annotated[str, typer.Option(help="words: whose score is taken away, such as fast,quickly.")] = "",
+    against: Annotated[str, typer.Option(help="Not kmeans: the opposite, to be taken away, such as quickly.")] = "",
     by: Annotated[str, typer.Option(help="words: score, or top (one of the words among their top tokens).")] = "score",
     top: Annotated[int, typer.Option(min=1, help="Tokens of each neuron.")] = 10,
     norm: Annotated[bool, typer.Option("--norm", help="With the final norm before the unembedding.")] = False,
@@ -123,7 +123,7 @@ def neurons(
     clusters: Annotated[int, typer.Option(min=2, help="kmeans: how many.")] = 100,
     task: TaskName = "reach",
     pairs: Annotated[int, typer.Option(min=2, help="residual: pictures, of the expert's episodes.")] = 64,
-    read: Annotated[str, typer.Option(help="residual: at the last token of the prompt, or every action.")] = "action",
+    read: Annotated[str, typer.Option(help="residual: at the last token of the prompt, or every action.")] = "last",
     model: Model = "tiny-openvla",
     unnorm_key: Key = None,
     seed: Seed = 0,
@@ -133,12 +133,12 @@ def neurons(
     tasks.check("method", method, METHODS)
     if path is not None:
         recipe_file(path)
-    given = [word.strip() for word in words.split(",") if word.strip()]
+    given, other = ([word.strip() for word in text.split(",") if word.strip()] for text in (words, against))
     chosen = None if layers is None else [layer for part in layers.split(",") for layer in layers_in(part)]
     session = load(model)
     if method == "residual":
         with working(f"Reading {pairs} pictures"):
-            made = _direction(session, given, task, pairs, read, chosen, unnorm_key, seed)
+            made = _direction(session, given, other, task, pairs, read, chosen, unnorm_key, seed)
         rows: list[dict[str, Any]] = []
     else:
         from vlmsteer.methods import neuron_clusters, value_vectors
@@ -150,7 +150,6 @@ def neurons(
                     session, given, size, count=clusters, k=top, norm=norm, layers=chosen, seed=seed
                 )
             else:
-                other = [word.strip() for word in against.split(",") if word.strip()]
                 found = value_vectors.nearest(
                     session, given, size, against=other, by=by, k=top, norm=norm, layers=chosen
                 )
@@ -304,8 +303,8 @@ def _try(renderer: str) -> None:
 
 
 def _direction(
-    session: Any, words: Sequence[str], task: str, pairs: int, read: str, layers: list[int] | None, key: str | None,
-    seed: int,
+    session: Any, words: Sequence[str], against: Sequence[str], task: str, pairs: int, read: str,
+    layers: list[int] | None, key: str | None, seed: int,
 ) -> Any:  # fmt: skip
     """The direction that words add to instructions, learned on pictures of the expert's episodes."""
     import numpy as np
@@ -323,10 +322,13 @@ def _direction(
     for episode in demonstrations(task, seeds, speed="normal", height="normal", side=side):
         images.append(Image.fromarray(episode.images[rng.integers(len(episode.images))]))
         plain.append(episode.instruction)
-    said = next(
-        (suffix for name, suffix in {**tasks.SPEED_WORDS, **tasks.HEIGHT_WORDS}.items() if suffix
-         and {name, *suffix.replace(",", "").split()} & set(words)),
-        f" {words[0]}",
-    )  # fmt: skip
-    recipe = learn(session, images, plain, [one + said for one in plain], layers=layers, read=read, unnorm_key=key)
-    return replace(recipe, about={**recipe.about, "words": list(words)})
+    changed, before = ([one + _said(names) for one in plain] if names else plain for names in (words, against))
+    recipe = learn(session, images, before, changed, layers=layers, read=read, unnorm_key=key)
+    return replace(recipe, about={**recipe.about, "words": list(words), "against": list(against)})
+
+
+def _said(words: Sequence[str]) -> str:
+    """What an instruction ends in that says the words: as the tasks do, if one of them is theirs."""
+    own = {**tasks.SPEED_WORDS, **tasks.HEIGHT_WORDS}
+    known = (end for name, end in own.items() if end and {name, *end.replace(",", "").split()} & set(words))
+    return next(known, f" {words[0]}")

@@ -35,7 +35,7 @@ def learn(
     changed: Sequence[str],
     *,
     layers: Sequence[int] | None = None,
-    read: str = "action",
+    read: str = "last",
     unnorm_key: str | None = None,
     batch_size: int = 16,
 ) -> Recipe:
@@ -43,8 +43,9 @@ def learn(
 
     Args:
         images: what the robot sees.
-        plain, changed: for each image an instruction without and with the words.
-        layers: where to read and write; by default one, half-way up.
+        plain, changed: for each image an instruction without and with the words; without may also be with the
+            opposite ones, so that what any longer sentence would change drops out.
+        layers: where to read and write; by default two, half-way up.
         read: a name from `READ`. With "action" each instruction is followed by the policy's own action tokens.
         unnorm_key: the data set that says how many numbers an action has.
 
@@ -58,7 +59,8 @@ def learn(
         )
     if read not in READ:
         raise InputError(f"States are read at last or action, not {read!r}{did_you_mean(read, READ)}.")
-    chosen = checked_layers(session, layers) if layers else [layer_at(session, 0.5)]
+    middle = layer_at(session, 0.5)
+    chosen = checked_layers(session, layers or [max(0, middle - 1), middle])
     sites = [Site("text", layer, "block_out") for layer in chosen]
     halves, data = (Mean(), Mean()), hashlib.sha256("\n".join([*plain, *changed]).encode())
     pairs = max(1, batch_size // 2)

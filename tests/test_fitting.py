@@ -45,7 +45,7 @@ def test_windows_are_all_layers_and_three_halves() -> None:
     assert windows(3) == [None]
 
 
-@pytest.mark.parametrize("needs", sorted(set(NEEDS) - {"own"}))
+@pytest.mark.parametrize("needs", sorted(set(NEEDS) - {"own", "cut"}))
 def test_every_kind_of_needs_gets_its_examples(needs: str) -> None:
     given: list[Any] = []
 

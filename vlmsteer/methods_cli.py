@@ -63,7 +63,7 @@ def learn(
     data: Data = "drawn",
     n: Annotated[int, typer.Option(min=2, help="Examples to learn from.")] = 200,
     kind: Annotated[
-        str | None, typer.Option("--from", help="Learn from another kind than the method's: captions, own, presence.")
+        str | None, typer.Option("--from", help="Other examples than the method's: captions, own, cut, presence.")
     ] = None,
     options: Set = None,
     strength: Annotated[

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmsteer.bench.compare import Trial, Tuned, choose, trials
 from vlmsteer.bench.drawn_examples import select_examples
-from vlmsteer.bench.hallucination import own_captions
+from vlmsteer.bench.own_captions import cut_captions, own_captions
 from vlmsteer.methods.method import Method
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
@@ -21,6 +21,7 @@ from vlmsteer.session import Session
 SCENES, AGAIN, QUESTIONS = 120, 300, 200  # validation scenes; others for the finalists, and their yes/no questions
 FINALISTS = 4
 SLACK = 0.01  # how far beyond the allowed losses a finalist may be: what so few scenes cannot tell
+OWN = ("own", "cut")  # kinds of examples that hold what the model itself said
 Progress = Callable[[str], None]
 
 
@@ -72,12 +73,15 @@ def material(needs: str, data: str, n: int, seed: int = 0) -> Sequence[Any]:
 
         pairs = select(data, "color", "learn", n, seed)
         return [(pair.image("counterfactual"), question(pair, "this"), question(pair, "most")) for pair in pairs]
-    return select_examples(data, "captions" if needs == "own" else needs, "learn", n, seed)
+    return select_examples(data, "captions" if needs in OWN else needs, "learn", n, seed)
 
 
 def answered(session: Session, needs: str, examples: Sequence[Any]) -> Sequence[Any]:
-    """What `material` gave; of the kind "own", the examples that the model gets wrong, with its own wrong captions."""
-    return own_captions(session, examples) if needs == "own" else examples
+    """What `material` gave; of the kinds "own" and "cut", the examples that the model gets wrong, with its captions."""
+    if needs not in OWN:
+        return examples
+    own = own_captions(session, examples)
+    return cut_captions(own) if needs == "cut" else own
 
 
 def windows(layers: int) -> list[list[int] | None]:
@@ -101,7 +105,7 @@ def fit(
     """Learn a method and choose its layers, its strength and which of its variants for this model.
 
     Args:
-        data: "drawn", or a file of examples.
+        data: "drawn", "lures", or a file of examples.
         n: examples to learn from.
         questions: yes/no questions that finalists are tried on; 0 where the data has none.
         options: the method's own.

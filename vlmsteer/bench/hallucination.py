@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -142,7 +142,7 @@ def score(
     Raises:
         InputError: if no right caption names a known object, or an answer to a yes/no question is not yes or no.
     """
-    find = mentions if vocabulary is None else _finder(vocabulary)
+    find = finder(vocabulary)
     shown = [set(find(one.right)) for one in captions]
     if captions and not any(shown):
         raise InputError(
@@ -176,30 +176,6 @@ def score(
     }
 
 
-def own_captions(
-    session: Session,
-    captions: Sequence[Example],
-    max_new_tokens: int = CAPTION_TOKENS,
-    vocabulary: Mapping[str, str] | None = None,
-) -> list[Example]:
-    """The examples that the model gets wrong, each with the model's own greedy caption as the wrong one.
-
-    Wrong is a caption that names an object which the right one does not. What a model really makes up differs from
-    what someone writes in for it, in length too.
-
-    Args:
-        vocabulary: see `score`.
-    """
-    find = mentions if vocabulary is None else _finder(vocabulary)
-    images, asked = [one.image for one in captions], [one.question for one in captions]
-    told = session.ask_many(images, asked, None, max_new_tokens, BATCH)
-    return [
-        replace(one, wrong=caption)
-        for one, caption in zip(captions, told, strict=True)
-        if set(find(caption)) - set(find(one.right))
-    ]
-
-
 def clusters(captions: Sequence[Example], presence: Sequence[Example]) -> dict[str, list[Hashable]]:
     """The groups that the rows of each measure belong to."""
     groups = {"captions": [one.group for one in captions], "presence": [one.group for one in presence]}
@@ -214,19 +190,32 @@ def verdict(answer: str) -> str:
 
 def mentions(text: str) -> list[str]:
     """The drawn world's objects that a text mentions, in order, with repetitions: whole words, plurals too."""
-    return _drawn()(text)
+    return finder()(text)
+
+
+def finder(vocabulary: Mapping[str, str] | None = None) -> Callable[[str], list[str]]:
+    """What finds the objects that a text mentions; see `score` for the vocabulary."""
+    find = placer(vocabulary)
+    return lambda text: [name for _, name in find(text)]
+
+
+def placer(vocabulary: Mapping[str, str] | None = None) -> Callable[[str], list[tuple[int, str]]]:
+    """The same with the place where each mention ends, of a text whose words are joined by single spaces."""
+    return _drawn() if vocabulary is None else _placer(vocabulary)
 
 
 @cache
-def _drawn() -> Callable[[str], list[str]]:
-    return _finder({word: name for name, fact in facts().items() for word in (name, fact.plural)})
+def _drawn() -> Callable[[str], list[tuple[int, str]]]:
+    return _placer({word: name for name, fact in facts().items() for word in (name, fact.plural)})
 
 
-def _finder(vocabulary: Mapping[str, str]) -> Callable[[str], list[str]]:
-    """What finds the names in a text; of names that begin alike the longest is taken ("fire truck", not "fire")."""
+def _placer(vocabulary: Mapping[str, str]) -> Callable[[str], list[tuple[int, str]]]:
+    """Of names that begin alike the longest is taken ("fire truck", not "fire")."""
     words = sorted(vocabulary, key=len, reverse=True)
     pattern = re.compile(r"(?<!\w)(" + "|".join(re.escape(word) for word in words) + r")(?!\w)")
-    return lambda text: [vocabulary[word] for word in pattern.findall(" ".join(text.lower().split()))]
+    return lambda text: [
+        (found.end(), vocabulary[found[1]]) for found in pattern.finditer(" ".join(text.lower().split()))
+    ]
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from vlmsteer.session import Session
 NEEDS = {
     "captions": "images with a right and a hallucinated caption",
     "own": "images with a right caption and what the model itself makes up",
+    "cut": "what the model itself makes up, cut before it and where it goes on truthfully",
     "presence": "images with yes/no questions",
     "edits": "images with an edited version and a question that tells the two apart",
     "pairs": "counterfactual pictures, each asked about and asked about in general",

@@ -88,6 +88,7 @@ BUILDERS.add("tiny-llava", "vlmsteer.training.tiny_llava:PLAN")
 BUILDERS.add("tiny-instructblip", "vlmsteer.training.tiny_instructblip:PLAN")
 BUILDERS.add("tiny-qwen-vl", "vlmsteer.training.tiny_qwen_vl:PLAN")
 BUILDERS.add("tiny-clip", "vlmsteer.training.tiny_clip:make")
+BUILDERS.add("tiny-openvla", "vlmsteer_robotics.training.tiny_openvla:make")
 BUILDERS.add("tiny-inpaint", "vlmsteer.training.tiny_inpaint:make")
 
 METHODS = Registry("method")

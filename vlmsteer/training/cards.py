@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+UNITS = {"%": 100, "dB": 1, "cm": 100}  # what a value is multiplied with
+
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     """The rows of `losses.jsonl`; resuming logs some steps twice, of which the last counts."""
@@ -45,13 +47,16 @@ def curve(rows: Sequence[Mapping[str, Any]], title: str = "step") -> list[str]:
 
 
 def rates(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was measured as the lines of a table: in percent, or in dB where a task's name ends so."""
+    """What was measured as the lines of a table: in percent, or in the unit that a task's name ends in."""
     lines = []
     for task, value in measured.items():
-        scale, unit = (1, "dB") if task.endswith(", dB") else (100, "%")
+        name, _, unit = task.rpartition(", ")
+        if unit not in UNITS:
+            name, unit = task, "%"
+        scale = UNITS[unit]
         low, high = (float("nan") if bound is None else scale * bound for bound in value["interval"])
         said = f"{scale * value['rate']:.1f} {unit} | {low:.1f} to {high:.1f} | {value['n']}"
-        lines.append(f"| {task.removesuffix(', dB')} | {said} |")
+        lines.append(f"| {name} | {said} |")
     return lines
 
 

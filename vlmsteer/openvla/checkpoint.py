@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from vlmsteer.errors import ModelError
 from vlmsteer.openvla.configuration import OpenVLAConfig
@@ -28,7 +28,7 @@ def configuration(source: Any, revision: str | None = None) -> OpenVLAConfig:
     Raises:
         ModelError: if it describes no OpenVLA that can be built.
     """
-    config = OpenVLAConfig.from_pretrained(source, **({} if revision is None else {"revision": revision}))
+    config = OpenVLAConfig.from_pretrained(source, **_where(revision))
     if config.prompt is None:
         config.prompt = "v0.1" if "openvla-v01" in str(source) else "v0.2"
     return config
@@ -40,7 +40,7 @@ def processor(source: Any, config: OpenVLAConfig, revision: str | None = None) -
     Raises:
         ModelError: if the tokenizer or the image processor does not fit the model.
     """
-    where = {} if revision is None else {"revision": revision}
+    where = _where(revision)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **where)
     if len(tokenizer) > config.image_token_id:
         raise ModelError(f"The tokenizer has {len(tokenizer)} tokens, the model {config.image_token_id}.")
@@ -52,3 +52,7 @@ def processor(source: Any, config: OpenVLAConfig, revision: str | None = None) -
             f"take {len(config.image_sizes)} of {config.image_sizes[0]}."
         )
     return OpenVLAProcessor(images, tokenizer, config.image_tokens, config.image_token_id, config.prompt or "v0.2")
+
+
+def _where(revision: str | None) -> dict[str, Any]:
+    return {} if revision is None else {"revision": revision}

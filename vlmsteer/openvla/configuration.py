@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from vlmsteer.errors import ModelError
 
@@ -57,7 +57,7 @@ class OpenVLAConfig(PreTrainedConfig):
     """
 
     model_type = "openvla"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,

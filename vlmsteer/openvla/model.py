@@ -82,10 +82,10 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
 
     config_class = OpenVLAConfig
     config: OpenVLAConfig
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["VisionBackbone", "LlamaDecoderLayer"]
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -124,9 +124,8 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
         """
         wanted = kwargs.pop("output_loading_info", False)
         kwargs = {"key_mapping": RENAMED, "use_safetensors": True, **kwargs}
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, report = loaded
         if hasattr(model, "_weight_conversions"):
             del model._weight_conversions  # saved again, the parameters keep their published names
         if report["unexpected_keys"]:
@@ -203,5 +202,6 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
             )
         if pixels is None:
             return embedded
-        patches = self.projector(self.vision_backbone(pixels.to(self.vision_backbone.featurizer.pos_embed.dtype)))
+        dtype = next(self.vision_backbone.parameters()).dtype
+        patches = self.projector(self.vision_backbone(pixels.to(dtype)))
         return embedded.masked_scatter(shown[..., None].to(embedded.device), patches.to(embedded))

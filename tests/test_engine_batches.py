@@ -88,13 +88,13 @@ def test_a_repeated_image_is_processed_once(anyone: Any, pictures: Pictures, mon
     questions = [*QUESTIONS, "And this?"]
     given: list[int] = []
     kind = type(encoder.processor.image_processor)
-    preprocess = kind.preprocess
+    look = kind.__call__
 
     def counted(self: Any, shown: Any, *more: Any, **options: Any) -> Any:
         given.append(len(shown))
-        return preprocess(self, shown, *more, **options)
+        return look(self, shown, *more, **options)
 
-    monkeypatch.setattr(kind, "preprocess", counted)
+    monkeypatch.setattr(kind, "__call__", counted)
     once = encoder.encode(images, questions)
     assert given == [2]
     monkeypatch.setattr(encoder, "_once", encoder.processor)

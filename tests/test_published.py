@@ -57,6 +57,7 @@ LAYOUTS: dict[str, tuple[Prefixes, ...]] = {
     "qwen3_vl": (TODAY,),
     "instructblip": (TODAY, ENCODER, DECODER),
     "pi0": (LEROBOT, TRAINED, TODAY),
+    "openvla": (TODAY,),
 }
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "out_hidden_size", "projection_dim"), 32),
@@ -74,11 +75,15 @@ SMALL: dict[str, Any] = {
 }
 
 
+TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 4}  # timm has the sizes of the towers that a config.json names
+
+
 def shrink(config: Any) -> Any:
     """The same configuration with other numbers."""
     if not isinstance(config, dict):
         return config
-    return {key: SMALL[key] if key in SMALL else shrink(value) for key, value in config.items()}
+    small = {key: SMALL[key] if key in SMALL else shrink(value) for key, value in config.items()}
+    return small | {"timm_overrides": [TIMM for _ in small["timm_model_ids"]]} if "timm_model_ids" in small else small
 
 
 def small_ones() -> list[Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlmsteer import cli
 from vlmsteer.recipe import Recipe
-from vlmsteer_robotics import viewers
+from vlmsteer_robotics import report, tasks, viewers
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -41,6 +41,13 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 @pytest.fixture
 def model(folders: Any) -> Path:
     return folders["openvla"]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reaching ends after a dozen steps, and videos are small."""
+    monkeypatch.setitem(tasks.VERBS, "reach", 12)
+    monkeypatch.setattr(report, "SIDE", 90)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_neurons(main: Main, model: Path, tmp_path: Path, options: list[Any], op
         assert 0 < len(told["neurons"]) <= 10 and len(told["neurons"][0]["tokens"]) == 10
 
 
-def test_a_rollout_makes_a_report_a_video_and_a_data_set(main: Main, model: Path, tmp_path: Path) -> None:
+def test_a_rollout_makes_a_report_a_video_and_a_data_set(main: Main, model: Path, tmp_path: Path, short: None) -> None:
     main("neurons", "-m", model, "--out", "red.safetensors", "--words", "red", "--value", 8)
     command = ["rollout", "-m", model, "--recipe", "red.safetensors", "--episodes", 1, "--renderer", "rays"]
     code, printed, complaint = main(*command, "--random", 1, "--export", "data/set", "--hold-height", 0.2)
@@ -88,7 +95,7 @@ def test_a_rollout_makes_a_report_a_video_and_a_data_set(main: Main, model: Path
     page = (place / "report.md").read_text()
     assert "![effects](effects.png)" in page and "| ↳ 1 random sets |" in printed and held in page
     with Image.open(place / "pair.gif") as moving:
-        assert moving.size == (720, 388) and moving.n_frames > 20  # pyright: ignore[reportAttributeAccessIssue]
+        assert moving.size == (180, 118) and moving.n_frames > 20  # pyright: ignore[reportAttributeAccessIssue]
     assert (place / "pair.mp4").stat().st_size > 1000
     rows = [json.loads(line) for line in (place / "episodes.jsonl").read_text().splitlines()]
     tables = [pq.read_table(path) for path in sorted((tmp_path / "data" / "set" / "data").rglob("*.parquet"))]
@@ -109,7 +116,7 @@ def test_a_sweep_of_the_experts_words(main: Main, tmp_path: Path) -> None:
     assert "| said: fast |" in printed and not list(tmp_path.rglob("*.gif"))
 
 
-def test_sweep(main: Main, model: Path, tmp_path: Path) -> None:
+def test_sweep(main: Main, model: Path, tmp_path: Path, short: None) -> None:
     main("neurons", "-m", model, "--out", "red.safetensors", "--words", "red", "--value", 8)
     options = [
         "--recipe",

@@ -16,6 +16,7 @@ import pytest
 
 from vlmsteer.errors import InputError, ModelError
 from vlmsteer.methods.value_vectors import Neuron, recipe
+from vlmsteer_robotics import tasks
 from vlmsteer_robotics.arms import Arm, make
 from vlmsteer_robotics.controller import Controller, Hold
 from vlmsteer_robotics.effects import beyond, summarize
@@ -40,11 +41,17 @@ def turned(policy: Vla) -> Any:
     )
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reaching ends after a dozen steps."""
+    monkeypatch.setitem(tasks.VERBS, "reach", 12)
+
+
 def acts(rows: list[dict[str, Any]]) -> list[Any]:
     return [row["actions"] for row in rows]
 
 
-def test_rows_are_what_each_episode_is_alone(policy: Vla, turned: Any, tmp_path: Path) -> None:
+def test_rows_are_what_each_episode_is_alone(policy: Vla, turned: Any, tmp_path: Path, short: None) -> None:
     """Plain, steered and told otherwise in one batch, or one robot after the other."""
     arms = [BASELINE, Arm("turned", "recipe", turned), Arm("said: slow", "prompt", manner={"speed": "slow"})]
     together = run(policy, REACH, [0, 1], arms, tmp_path / "together.jsonl", 6)
@@ -60,7 +67,7 @@ def test_rows_are_what_each_episode_is_alone(policy: Vla, turned: Any, tmp_path:
     assert len(layouts) == 1
 
 
-def test_tokens_that_are_no_actions_are_counted(policy: Vla, tmp_path: Path) -> None:
+def test_tokens_that_are_no_actions_are_counted(policy: Vla, tmp_path: Path, short: None) -> None:
     (free,) = run(policy, REACH, [1], [BASELINE], tmp_path / "free.jsonl")
     (bound,) = run(Vla(policy.session, restrict=True), REACH, [1], [BASELINE], tmp_path / "free.jsonl")
     assert free["metrics"]["other_tokens"] > 0 == bound["metrics"]["other_tokens"]
@@ -68,7 +75,7 @@ def test_tokens_that_are_no_actions_are_counted(policy: Vla, tmp_path: Path) -> 
     assert np.abs(np.array(free["actions"])[:, :3]).max() <= 0.08 + 1e-6
 
 
-def test_a_policy_that_breaks_does_so_in_its_own_episode(policy: Vla, tmp_path: Path) -> None:
+def test_a_policy_that_breaks_does_so_in_its_own_episode(policy: Vla, tmp_path: Path, short: None) -> None:
     broken = recipe(policy.session, [Neuron(0, number, 0, []) for number in range(40)], value=3e38)
     arms = [BASELINE, Arm("broken", "recipe", broken), Arm("said: fast", "prompt", manner={"speed": "fast"})]
     rows = run(policy, REACH, [0, 1], arms, tmp_path / "rows.jsonl", 6)

@@ -57,9 +57,13 @@ def raw_scores(session: Any, image: Any, question: str, answer: str) -> Tensor:
     if image is None:
         whole = {name: whole[name] for name in asked}
     whole |= {name: value for name, value in asked.items() if name.startswith("qformer")}
-    count = asked["input_ids"].shape[1]
-    assert torch.equal(whole["input_ids"][:, :count], asked["input_ids"])
-    ids = whole["input_ids"][0, count:]
+    # OpenVLA's prompt ends in a space that is a token of its own only while no word follows.
+    begun = processor(text=prompt.rstrip(" "), return_tensors="pt", **shown)["input_ids"]
+    assert torch.equal(whole["input_ids"][:, : begun.shape[1]], begun)
+    assert torch.equal(asked["input_ids"][:, : begun.shape[1]], begun)
+    ids, count = whole["input_ids"][0, begun.shape[1] :], asked["input_ids"].shape[1]
+    whole["input_ids"] = torch.cat([asked["input_ids"], ids[None]], 1)
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
     return model(**whole).logits[0, count - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]
 
 

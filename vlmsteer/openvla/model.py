@@ -187,6 +187,11 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(images, patches, width), what the Llama reads of pixels (images, 3 channels a tower, height, width)."""
+        dtype = next(self.vision_backbone.parameters()).dtype
+        return self.projector(self.vision_backbone(pixel_values.to(dtype)))
+
     def _embedded(self, ids: Tensor, pixels: Tensor | None) -> Tensor:
         """(rows, tokens, width) embeddings, those of the patches in the places that are kept for them."""
         if pixels is None and ids.shape[1] == 1:  # a generated token
@@ -202,6 +207,5 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
             )
         if pixels is None:
             return embedded
-        dtype = next(self.vision_backbone.parameters()).dtype
-        patches = self.projector(self.vision_backbone(pixels.to(dtype)))
+        patches = self.get_image_features(pixels)
         return embedded.masked_scatter(shown[..., None].to(embedded.device), patches.to(embedded))

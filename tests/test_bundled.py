@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import vlmsteer
+from vlmsteer.bench.arms import BASELINE
 from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.visual_counterfact import matches
 from vlmsteer.demo import Kind, question, target
 from vlmsteer.loading import bundled
 from vlmsteer.selfcheck import check
+from vlmsteer_robotics import make_env
+from vlmsteer_robotics.arms import Arm
+from vlmsteer_robotics.policy import Vla
+from vlmsteer_robotics.rollouts import Setting, run
 
 PUBLISHED = {
     "tiny-llava": (
@@ -48,6 +55,16 @@ PUBLISHED = {
             "visual.merger.mlp.2.weight",
         ),
     ),
+    "tiny-openvla": (
+        "OpenVLAForActionPrediction",
+        "PrismaticProcessor",
+        (
+            "vision_backbone.featurizer.blocks.0.ls1.scale_factor",
+            "vision_backbone.fused_featurizer.attn_pool.latent",
+            "projector.fc3.weight",
+            "language_model.model.layers.0.self_attn.q_proj.weight",
+        ),
+    ),
 }
 
 
@@ -61,11 +78,20 @@ def session(name: str) -> Any:
     return vlmsteer.load(name)
 
 
+@pytest.fixture
+def answering(session: Any, name: str) -> Any:
+    """A model of the drawn world."""
+    if name == "tiny-openvla":
+        pytest.skip("knows the table, not the drawn world")
+    return session
+
+
 def test_files_and_names_are_those_of_a_published_checkpoint(name: str) -> None:
     folder, (architecture, processor, names) = bundled()[name], PUBLISHED[name]
     assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
     assert (folder / "tokenizer.json").exists()
-    assert json.loads((folder / "processor_config.json").read_text())["processor_class"] == processor
+    written = next(folder.glob("*processor_config.json"))
+    assert json.loads(written.read_text())["processor_class"] == processor
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert all(file.get_tensor(key).dtype == torch.float16 for key in file.keys())  # noqa: SIM118
         assert set(names) <= set(file.keys())
@@ -76,7 +102,8 @@ def test_card_gives_command_losses_and_rates_with_n(name: str) -> None:
     card = (bundled()[name] / "README.md").read_text()
     assert f"vlmsteer train {name}" in card and "## Loss" in card
     tasks = json.loads((bundled()[name] / "evaluation.json").read_text())["tasks"]
-    assert all(f"| {task} |" in card and value["n"] > 0 for task, value in tasks.items())
+    named = [task.removesuffix(", cm") for task in tasks]
+    assert all(f"| {task} |" in card for task in named) and all(value["n"] > 0 for value in tasks.values())
 
 
 def test_declaration_fits(session: Any) -> None:
@@ -96,15 +123,35 @@ def test_declaration_fits(session: Any) -> None:
         ("size", "counterfactual", "most", 0.85),
     ],
 )
-def test_held_out_objects(session: Any, attribute: str, kind: Kind, scope: str, least: float) -> None:
+def test_held_out_objects(answering: Any, attribute: str, kind: Kind, scope: str, least: float) -> None:
     pairs = drawn_pairs(attribute, "test", 60, seed=5)
-    answers = session.ask_many([p.image(kind) for p in pairs], [question(p, scope) for p in pairs], max_new_tokens=6)
+    answers = answering.ask_many([p.image(kind) for p in pairs], [question(p, scope) for p in pairs], max_new_tokens=6)
     right = [matches(a, target(p, kind, scope), attribute, loose=False) for a, p in zip(answers, pairs, strict=True)]
     assert sum(right) / len(right) >= least
 
 
-def test_it_describes_and_knows_priors_without_a_picture(session: Any) -> None:
+def test_it_describes_and_knows_priors_without_a_picture(answering: Any) -> None:
     image = drawn_pairs("color", "test", 1)[0].image("original")
-    assert session.ask(image, "Describe this image.").startswith("There is ")
-    assert session.ask(None, "What color are most bananas?") == "yellow"
-    assert session.ask(None, "Which is larger usually, frog or elephant?") == "elephant"
+    assert answering.ask(image, "Describe this image.").startswith("There is ")
+    assert answering.ask(None, "What color are most bananas?") == "yellow"
+    assert answering.ask(None, "Which is larger usually, frog or elephant?") == "elephant"
+
+
+@pytest.mark.parametrize(("task", "least"), [("reach", 0.8), ("push", 0.6)])
+def test_the_policy_does_what_it_is_told_where_it_never_was(tmp_path: Path, task: str, least: float) -> None:
+    policy = Vla(vlmsteer.load("tiny-openvla"))
+    arms = [Arm(BASELINE, "baseline"), Arm("said: slow", "prompt", manner={"speed": "slow"})][: 1 + (task == "reach")]
+    rows = run(policy, Setting(task), range(500, 516), arms, tmp_path / "episodes.jsonl")
+    plain, *slow = ([row["metrics"] for row in rows if row["arm"] == arm.name] for arm in arms)
+    assert sum(row["success"] for row in plain) / 16 >= least
+    assert all(
+        sum(row["displacement"] for row in arm) < 0.7 * sum(row["displacement"] for row in plain) for arm in slow
+    )
+
+
+def test_the_policy_answers_in_words_about_words() -> None:
+    session = vlmsteer.load("tiny-openvla")
+    image = make_env("reach", seed=0).reset()[0]["image"]
+    for said, told in ((" slowly", "slowly"), (" quickly", "quickly"), ("", "normally")):
+        question = f"say how fast to reach the red block{said}"
+        assert session.ask(Image.fromarray(image), question).strip() == told

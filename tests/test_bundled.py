@@ -138,10 +138,10 @@ def test_it_describes_and_knows_priors_without_a_picture(answering: Any) -> None
 
 
 @pytest.mark.parametrize(("task", "least"), [("reach", 0.8), ("push", 0.6)])
-def test_the_policy_does_what_it_is_told_where_it_never_was(tmp_path: Path, task: str, least: float) -> None:
+def test_the_policy_does_what_its_card_says(tmp_path: Path, task: str, least: float) -> None:
     policy = Vla(vlmsteer.load("tiny-openvla"))
     arms = [Arm(BASELINE, "baseline"), Arm("said: slow", "prompt", manner={"speed": "slow"})][: 1 + (task == "reach")]
-    rows = run(policy, Setting(task), range(500, 516), arms, tmp_path / "episodes.jsonl")
+    rows = run(policy, Setting(task), range(16), arms, tmp_path / "episodes.jsonl")
     plain, *slow = ([row["metrics"] for row in rows if row["arm"] == arm.name] for arm in arms)
     assert sum(row["success"] for row in plain) / 16 >= least
     assert all(
@@ -149,9 +149,9 @@ def test_the_policy_does_what_it_is_told_where_it_never_was(tmp_path: Path, task
     )
 
 
-def test_the_policy_answers_in_words_about_words() -> None:
+def test_the_policy_says_words_again() -> None:
     session = vlmsteer.load("tiny-openvla")
-    image = make_env("reach", seed=0).reset()[0]["image"]
-    for said, told in ((" slowly", "slowly"), (" quickly", "quickly"), ("", "normally")):
-        question = f"say how fast to reach the red block{said}"
-        assert session.ask(Image.fromarray(image), question).strip() == told
+    image = Image.fromarray(make_env("reach-red", seed=0).reset()[0]["image"])
+    assert session.ask(image, "say how fast to reach the red block quickly").strip() == "quickly"
+    for height in ("low", "high"):
+        assert session.ask(image, f"say how high to reach the red block, staying {height}").strip() == height

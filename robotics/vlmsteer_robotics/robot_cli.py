@@ -270,7 +270,7 @@ def _held(
 def _video(
     place: Path, setting: Any, rows: Sequence[dict[str, Any]], made: Sequence[Any], renderer: str | None, update: Any
 ) -> tuple[list[Path], int | None]:
-    """The first seed that baseline and recipe both finished, as a video, and which it is."""
+    """The longest way of the baseline that the recipe finished too, as a video, and which seed it is."""
     from vlmsteer_robotics.report import pair_video
 
     steered = next((arm for arm in made if arm.kind == "recipe"), None)
@@ -281,8 +281,9 @@ def _video(
     if not seeds:
         return [], None
     update("Drawing the video")
-    before, after = (done[arm, seeds[0]] for arm in (made[0].name, steered.name))
-    return pair_video(place, setting, before, after, steered, renderer), seeds[0]
+    shown = max(seeds, key=lambda seed: len(done[made[0].name, seed]["actions"]))
+    before, after = (done[arm, shown] for arm in (made[0].name, steered.name))
+    return pair_video(place, setting, before, after, steered, renderer), shown
 
 
 def _export(setting: Any, rows: Sequence[dict[str, Any]], folder: Path, side: int) -> None:

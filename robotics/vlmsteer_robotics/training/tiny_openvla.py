@@ -46,7 +46,7 @@ HISTORY = (
     "The bundled weights are not one undisturbed run: their eyes began in an earlier attempt and had 550 steps of "
     "their own in three versions of `sight.py`; steps 1 to 900 ran from a draft of this code; the words for how to "
     "move are asked of the tokens that actions come from since step 1700; the losses of the first 900 steps are not "
-    "below."
+    'below. Told "slowly" it moves slowly, but asked in words how fast, it says "normally". It never learned to pick.'
 )
 
 

@@ -86,7 +86,8 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray], fps: int = FPS) -> 
         InputError: there are no frames, or the file cannot be written.
     """
     first, *rest = (Image.fromarray(frame) for frame in _checked(frames))
-    palette = first.quantize(SHADES, dither=Image.Dither.NONE)
+    # By coverage: a palette by number of pixels has no color left for a small block.
+    palette = first.quantize(SHADES, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in rest]
     try:
         palette.save(path, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)

@@ -154,7 +154,7 @@ def test_objects_of_a_group_stand_apart_inside_the_canvas(count: int, style: str
     scene = group_scene(contents, rng, style)
     assert [(item.object, item.color) for item in scene.items] == contents
     inside_the_canvas(scene)
-    apart(scene.render(84))
+    apart(scene.render(84), touching=4)
 
 
 def inside_the_canvas(scene: Scene) -> None:

@@ -31,7 +31,7 @@ speed: $(STAMP)  ## run every speed measurement in turn
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
-	find vlmsteer counterfacts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find vlmsteer counterfacts robotics tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last: after an interrupted or failed install the next make runs it again.
 $(STAMP): pyproject.toml constraints.txt

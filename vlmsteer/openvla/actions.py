@@ -165,14 +165,7 @@ def act(
     """
     if not hasattr(session.model.config, "norm_stats"):
         raise ModelError(f"{session.name!r} is a {session.family.name}, not a policy with action tokens.")
-    recipes = [recipe] * len(images) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
-    if not len(images) == len(instructions) == len(recipes) or not len(images):
-        raise InputError(
-            f"There are {len(images)} images, {len(instructions)} instructions and {len(recipes)} recipes; give one of "
-            "each a row, or one recipe for all."
-        )
-    if any(image is None for image in images):
-        raise InputError("A policy acts on what it sees: every row needs an image.")
+    recipes = each(images, instructions, recipe)
     if any(one is not None and one.decoding for one in recipes):
         raise InputError("Rules of decoding choose words, not actions: take a recipe without them.")
     stats, coding = statistics(session.model.config.norm_stats, unnorm_key), bins(session.model.config)
@@ -189,6 +182,25 @@ def act(
             parts.append(torch.stack(steps, 1).cpu())
     tokens = torch.cat(parts).numpy()
     return Actions(unnormalize(coding.decode(tokens), stats), tokens, coding.has(tokens))
+
+
+def each(
+    images: Sequence[Any], instructions: Sequence[str], recipe: Recipe | Sequence[Recipe | None] | None
+) -> list[Recipe | None]:
+    """The recipe of each row, of any policy that acts on images and instructions.
+
+    Raises:
+        InputError: if the rows do not match, or one has no image.
+    """
+    recipes = [recipe] * len(images) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
+    if not len(images) == len(instructions) == len(recipes) or not len(images):
+        raise InputError(
+            f"There are {len(images)} images, {len(instructions)} instructions and {len(recipes)} recipes; give one of "
+            "each a row, or one recipe for all."
+        )
+    if any(image is None for image in images):
+        raise InputError("A policy acts on what it sees: every row needs an image.")
+    return recipes
 
 
 def _chosen(logits: Tensor, coding: Bins, restrict: bool, first: int) -> Tensor:

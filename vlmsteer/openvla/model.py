@@ -175,7 +175,7 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("The model was called without tokens: give input_ids or inputs_embeds.")
-            inputs_embeds = self._embedded(input_ids, pixel_values)
+            inputs_embeds = self.embedded(input_ids, pixel_values)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -192,7 +192,7 @@ class OpenVLAForActionPrediction(PreTrainedModel, GenerationMixin):
         dtype = next(self.vision_backbone.parameters()).dtype
         return self.projector(self.vision_backbone(pixel_values.to(dtype)))
 
-    def _embedded(self, ids: Tensor, pixels: Tensor | None) -> Tensor:
+    def embedded(self, ids: Tensor, pixels: Tensor | None) -> Tensor:
         """(rows, tokens, width) embeddings, those of the patches in the places that are kept for them."""
         if pixels is None and ids.shape[1] == 1:  # a generated token
             return self.get_input_embeddings()(ids)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsteer.errors import InputError, ModelError
+from vlmsteer.openvla.actions import each
 from vlmsteer.prompts import Layout
 from vlmsteer.recipe import Recipe
 
@@ -55,14 +56,7 @@ def act(
     config: Any = session.model.config
     if not hasattr(config, "num_inference_steps"):
         raise ModelError(f"{session.name!r} is a {session.family.name}, not a policy with a flow head.")
-    recipes = [recipe] * len(images) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
-    if not len(images) == len(instructions) == len(recipes) or not len(images):
-        raise InputError(
-            f"There are {len(images)} images, {len(instructions)} instructions and {len(recipes)} recipes; give one of "
-            "each a row, or one recipe for all."
-        )
-    if any(image is None for image in images):
-        raise InputError("A policy acts on what it sees: every row needs an image.")
+    recipes = each(images, instructions, recipe)
     steps = config.num_inference_steps if steps is None else steps
     if type(steps) is not int or steps < 1:
         raise InputError(f"The flow takes a whole number of steps, one or more, not {steps!r}.")

@@ -44,7 +44,7 @@ class Losses(nn.Module):
     def forward(self, model: Any, batch: Batch, step: int) -> tuple[Tensor, float]:
         """The loss of a batch, and the part of it that is numbers', for the log."""
         tensors = batch.tensors
-        embedded = model._embedded(tensors["input_ids"], tensors["pixel_values"])
+        embedded = model.embedded(tensors["input_ids"], tensors["pixel_values"])
         with torch.autocast(embedded.device.type, dtype=torch.bfloat16):
             mask = torch.zeros(tensors["visible"].shape, dtype=torch.bfloat16, device=embedded.device)
             made = model.language_model.model(

@@ -5,13 +5,19 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint speed clean
+.PHONY: help demo ui shots test test-slow lint speed clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## run the main experiment on tiny-llava, print its table, write a report folder
 	$(BIN)/vlmsteer demo
+
+ui: $(STAMP)  ## open the workbench on 127.0.0.1
+	$(BIN)/vlmsteer ui
+
+shots: $(STAMP)  ## take the workbench's pictures for the README (needs Chromium: ./install-system-packages)
+	$(BIN)/python docs/shots.py
 
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)  ## run the test suite
@@ -31,7 +37,7 @@ speed: $(STAMP)  ## run every speed measurement in turn
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
-	find vlmsteer counterfacts robotics tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find vlmsteer counterfacts robotics ui tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last: after an interrupted or failed install the next make runs it again.
 $(STAMP): pyproject.toml constraints.txt

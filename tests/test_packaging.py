@@ -64,14 +64,16 @@ def wrong_imports(root: Path) -> list[str]:
         for name in sorted(modules - {"__init__"} - set(LEVEL))
     ]
     known = set(LEVEL) | modules
-    for top in ("vlmsteer", "counterfacts/vlmsteer_counterfacts", "robotics/vlmsteer_robotics"):
+    for top in ("vlmsteer", "counterfacts/vlmsteer_counterfacts", "robotics/vlmsteer_robotics", "ui/vlmsteer_ui"):
         for path in sorted((root / top).rglob("*.py")):
             inside = path.relative_to((root / top).parent)
             where = path.relative_to(root)
             owner = inside.parts[0]
             for line, name in imported(path.read_text(encoding="utf-8"), ".".join(inside.parent.parts), known):
                 target, _, rest = name.partition(".")
-                if target == "vlmsteer_ui" or (target == "vlmsteer_robotics" and owner != target):
+                if (target == "vlmsteer_ui" and owner != target) or (
+                    target == "vlmsteer_robotics" and owner not in (target, "vlmsteer_ui")
+                ):
                     wrong.append(f"{where}:{line} imports {target}, which nothing below it may do")
                 if target != "vlmsteer":
                     continue
@@ -153,7 +155,7 @@ def test_wheel_installs_our_packages_and_nothing_else(tmp_path: Path) -> None:
     names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     dist_info = {name for name in names if name.endswith(".dist-info")}
     assert len(dist_info) == 1
-    assert names - dist_info == {"vlmsteer", "vlmsteer_counterfacts", "vlmsteer_robotics"}
+    assert names - dist_info == {"vlmsteer", "vlmsteer_counterfacts", "vlmsteer_robotics", "vlmsteer_ui"}
 
     install = ["pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True, text=True)
@@ -179,14 +181,15 @@ def test_editable_install_maps_the_packages_alone(tmp_path: Path) -> None:
     start_up = zipfile.ZipFile(wheel).read("_editable_impl_vlmsteer.py").decode()
     code = (
         f"{start_up}\n"
-        "import sys, vlmsteer, vlmsteer_counterfacts.facts as f, vlmsteer_robotics as r\n"
-        f"print(vlmsteer.__file__, f.__file__, r.__file__, {str(ROOT)!r} in sys.path, sep='\\n')"
+        "import sys, vlmsteer, vlmsteer_counterfacts.facts as f, vlmsteer_robotics as r, vlmsteer_ui as u\n"
+        f"print(vlmsteer.__file__, f.__file__, r.__file__, u.__file__, {str(ROOT)!r} in sys.path, sep='\\n')"
     )
     mapped = python(code, cwd=tmp_path, path=[]).splitlines()
     expected = [
         ROOT / "vlmsteer" / "__init__.py",
         ROOT / "counterfacts" / "vlmsteer_counterfacts" / "facts.py",
         ROOT / "robotics" / "vlmsteer_robotics" / "__init__.py",
+        ROOT / "ui" / "vlmsteer_ui" / "__init__.py",
     ]
     assert mapped == [*map(str, expected), "False"]
 

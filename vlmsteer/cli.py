@@ -379,6 +379,32 @@ def train(
         print(made(folder / name, **({} if steps is None else {"steps": steps}), seed=seed, report=report))
 
 
+@app.command()
+def ui(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Models to offer beside the bundled ones.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where vectors and runs are kept; all visitors see it.")] = Path(
+        "runs/ui"
+    ),
+    host: Annotated[str, typer.Option(help="Other than this machine's own needs --auth.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    auth: Annotated[list[str] | None, typer.Option(help="NAME:PASSWORD of a visitor.")] = None,
+) -> None:
+    """Open the workbench, a page on this machine: ask, see the layers, steer, edit the image."""
+    pairs = [tuple(one.split(":", 1)) for one in auth or []]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise InputError("--auth is NAME:PASSWORD.")
+    writable(folder)
+    try:
+        serving = import_module("vlmsteer_ui.app")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("gradio", "vlmsteer_ui"):
+            raise
+        raise InputError("The workbench needs Gradio: pip install 'vlmsteer[ui]'.") from error
+    serving.start(model or ["tiny-llava"], folder, host, port, pairs, placement, lambda text: err.print(text))
+
+
 @world_app.command("sheet")
 def world_sheet(
     path: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("world.png"),

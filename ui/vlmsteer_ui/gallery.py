@@ -1,0 +1,117 @@
+"""The vectors that a page offers: recipe files that ship with it, and those that were learned or uploaded here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vlmsteer.errors import InputError, RecipeError, VlmsteerError
+from vlmsteer.recipe import Recipe
+
+SHIPPED = Path(__file__).parent / "vectors"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+-]{0,60}")  # what a name may look like: never a path
+LARGEST = 200_000_000  # bytes of an uploaded file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe file under its name on the page."""
+
+    name: str
+    path: Path
+    recipe: Recipe
+    shipped: bool
+
+    def row(self) -> dict[str, Any]:
+        """What the table shows of it, as JSON values."""
+        about, edits = self.recipe.about, self.recipe.edits
+        layers = sorted({layer for edit in edits for layer in edit.vectors.layers})
+        norms = [norm for edit in edits for norm in edit.vectors.norms().values()]
+        return {
+            "name": self.name, "model": str(self.recipe.model.get("id", "any")),
+            "site": ", ".join(dict.fromkeys(f"{e.vectors.tower}.{e.vectors.point}" for e in edits)) or "rules only",
+            "layers": f"{layers[0]} to {layers[-1]}" if layers else "", "method": str(about.get("method", "?")),
+            "pairs": about.get("pairs", about.get("n", "")), "norm": round(sum(norms) / len(norms), 2) if norms else "",
+            "date": datetime.fromtimestamp(self.path.stat().st_mtime).strftime("%Y-%m-%d"),
+            "hash": self.recipe.hash[:12], "shipped": self.shipped,
+        }  # fmt: skip
+
+
+class Gallery:
+    """The recipe files in a folder, beside those that ship."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._read: dict[tuple[Path, int], Recipe] = {}
+
+    def entries(self) -> list[Entry]:
+        """All that can be read, shipped ones first."""
+        found: dict[str, Entry] = {}
+        for place, shipped in ((SHIPPED, True), (self.folder, False)):
+            for path in sorted(place.glob("*.safetensors")):
+                try:
+                    found.setdefault(path.stem, Entry(path.stem, path, self._recipe(path), shipped))
+                except VlmsteerError:
+                    continue  # a file that somebody put there; uploads are checked before they are kept
+        return list(found.values())
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of a name from the client, which is looked up and never used as a path.
+
+        Raises:
+            InputError: if there is none.
+        """
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+        raise InputError(f"There is no vector {str(name)[:60]!r} here.")
+
+    def fitting(self, session: Any) -> list[str]:
+        """The names that can act on a model."""
+        return [entry.name for entry in self.entries() if refusal(entry.recipe, session) is None]
+
+    def add(self, name: str, recipe: Recipe) -> Entry:
+        """Save a recipe under a name.
+
+        Raises:
+            InputError: if the name is no plain name, or taken.
+        """
+        if not isinstance(name, str) or not NAME.fullmatch(name.strip()):
+            raise InputError(
+                "A vector's name has 1 to 60 letters, digits, spaces and . _ + -, and begins with a letter."
+            )
+        path = self.folder / f"{name.strip()}.safetensors"
+        if any(entry.name == path.stem for entry in self.entries()):
+            raise InputError(f"There is a vector {path.stem!r} already; give another name.")
+        recipe.save(path)
+        return self[path.stem]
+
+    def upload(self, path: str | Path, name: str) -> Entry:
+        """Take an uploaded file in, which must be a recipe of ours: pickles are never opened.
+
+        Raises:
+            RecipeError: if it is none.
+            InputError: as `add`.
+        """
+        if Path(path).stat().st_size > LARGEST:
+            raise RecipeError(f"A vector's file has at most {LARGEST // 1_000_000} MB.")
+        return self.add(name, Recipe.load(path))
+
+    def _recipe(self, path: Path) -> Recipe:
+        key = (path, path.stat().st_mtime_ns)
+        if key not in self._read:
+            self._read[key] = Recipe.load(path)
+        return self._read[key]
+
+
+def refusal(recipe: Recipe, session: Any) -> str | None:
+    """Why a recipe cannot act on a model, in a sentence, or None."""
+    try:
+        session.check([recipe])
+    except VlmsteerError as error:
+        return str(error)
+    return None

@@ -1,0 +1,147 @@
+"""Saved runs: a folder each, with its image and one JSON file, which shows the whole run again without any model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlmsteer.errors import InputError
+from vlmsteer.images import open_image
+
+VERSION = 1
+SHIPPED = Path(__file__).parent / "saved"
+ID = re.compile(r"[a-z0-9][a-z0-9-]{2,60}")
+
+
+@dataclass
+class Run:
+    """One image and question, both answers, and what was looked at since.
+
+    Attributes:
+        model: its name; `device` says where it ran and in which numbers.
+        image: what was asked about; None where no image was given.
+        prior, pixel: the answer from memory and the one in the picture, or "".
+        panel: `Panel.as_dict`; `recipe` is the header of the recipe that it made, with its hash, or None.
+        baseline, steered: the answers; `tokens` are those of each, as text.
+        chances: "prior" and "pixel" -> (baseline, steered) probability of the first word of the answer.
+        seconds: of each answer.
+        found: what tabs found, by the tab's name, as JSON values.
+        id: its folder's name once it is saved.
+    """
+
+    model: str
+    question: str
+    image: Image.Image | None = None
+    device: str = ""
+    prior: str = ""
+    pixel: str = ""
+    panel: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
+    max_new_tokens: int = 48
+    baseline: str = ""
+    steered: str = ""
+    tokens: dict[str, list[str]] = field(default_factory=dict)
+    chances: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    story: str = ""
+    id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the image, as JSON values."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "image"}
+        return {"version": VERSION, **values, "has_image": self.image is not None}
+
+    @classmethod
+    def from_dict(cls, values: Any, image: Image.Image | None) -> Run:
+        """The run that `as_dict` described.
+
+        Raises:
+            InputError: if it is damaged, or of a newer version.
+        """
+        if not isinstance(values, Mapping) or values.get("version") != VERSION:
+            raise InputError("This is no run of this page's version.")
+        known = {one.name: one for one in fields(cls) if one.name != "image"}
+        given = {name: value for name, value in values.items() if name in known}
+        kinds = {
+            "model": str, "question": str, "device": str, "prior": str, "pixel": str, "panel": dict,
+            "max_new_tokens": int, "baseline": str, "steered": str, "tokens": dict, "chances": dict, "seconds": dict,
+            "found": dict, "story": str, "id": str,
+        }  # fmt: skip
+        wrong = [name for name, kind in kinds.items() if name in given and not isinstance(given[name], kind)]
+        if wrong or "model" not in given or "question" not in given:
+            raise InputError(f"This run is damaged: {', '.join(wrong) or 'model or question'} cannot be read.")
+        return cls(image=image, **given)
+
+
+class Runs:
+    """The saved runs in a folder, and those that ship."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def ids(self) -> list[str]:
+        """All of them, newest first, shipped ones at the end."""
+        own = sorted(self.folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        shipped = sorted(SHIPPED.glob("*/run.json"))
+        return list(dict.fromkeys(path.parent.name for path in [*own, *shipped] if ID.fullmatch(path.parent.name)))
+
+    def save(self, run: Run) -> str:
+        """Write a run's folder, whole or not at all; returns its id, which its content determines."""
+        text = json.dumps({**run.as_dict(), "id": ""}, sort_keys=True, ensure_ascii=False)
+        pixels = b"" if run.image is None else run.image.tobytes()
+        mark = hashlib.sha256(text.encode() + pixels).hexdigest()[:10]
+        words = re.sub(r"[^a-z0-9]+", "-", run.question.lower()).strip("-")[:40].strip("-") or "run"
+        run.id = f"{words}-{mark}"
+        part, place = self.folder / f".{run.id}.part", self.folder / run.id
+        if not place.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            if run.image is not None:
+                run.image.save(part / "image.png")
+            (part / "run.json").write_text(json.dumps(run.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+            part.replace(place)
+        return run.id
+
+    def place(self, id: str) -> Path:
+        """A run's folder.
+
+        Raises:
+            InputError: if there is none of that id.
+        """
+        if isinstance(id, str) and ID.fullmatch(id):
+            for folder in (self.folder, SHIPPED):
+                if (folder / id / "run.json").is_file():
+                    return folder / id
+        raise InputError(f"There is no saved run {str(id)[:60]!r}.")
+
+    def open(self, id: str) -> Run:
+        """Read a saved run.
+
+        Raises:
+            InputError: if there is none, or it is damaged.
+        """
+        place = self.place(id)
+        return self.read((place / "run.json").read_text(encoding="utf-8"), place / "image.png")
+
+    @staticmethod
+    def read(text: str, image: Path | None = None) -> Run:
+        """A run from its JSON.
+
+        Raises:
+            InputError: if it is none.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError("This is not a run's JSON.") from error
+        return Run.from_dict(values, open_image(image) if image is not None and image.is_file() else None)

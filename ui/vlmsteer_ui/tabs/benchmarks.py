@@ -1,0 +1,12 @@
+"""Benchmarks."""
+
+from __future__ import annotations
+
+from vlmsteer_ui.page import Page
+from vlmsteer_ui.workbench import Workbench
+
+TITLE = "Benchmarks"
+
+
+def build(bench: Workbench, page: Page) -> None:
+    """Fill the tab."""

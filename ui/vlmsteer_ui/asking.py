@@ -64,8 +64,8 @@ class Asked:
         header = None if recipe is None else {**recipe.header(), "hash": recipe.hash}
         dtype = str(session.model.dtype).removeprefix("torch.")
         return Run(
-            self.model, self.question, self.image, f"{session.device}, {dtype}", self.prior, self.pixel,
-            self.panel.as_dict(), header, self.max_new_tokens,
+            self.model, self.question, self.image, f"{session.device}, {dtype}", session.layers(),
+            self.prior, self.pixel, self.panel.as_dict(), header, self.max_new_tokens,
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
@@ -11,12 +11,13 @@ import gradio as gr
 from vlmsteer_ui import asking, figures
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.panel import APPLY, OWN
+from vlmsteer_ui.panel import APPLY, OWN, Panel
 from vlmsteer_ui.runs import Run
 from vlmsteer_ui.wiring import Wiring
 from vlmsteer_ui.workbench import Workbench
 
 QUESTION, PRIOR, PIXEL = "What color is this strawberry?", "red", "blue"
+PANEL = tuple(one.name for one in fields(Panel))
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Page:
         wire: connects events.
         asked: inputs of whatever asks a model; `Asked.of(*values)` reads them.
         shown: outputs that show a run in the top row; `shown(run)` gives their values.
-        controls: every control of the top row by name, to be set when a run is opened.
+        controls: every control of the top row by name.
+        opens: outputs that show a whole run with its controls; `opening(bench, desk, run)` gives their values.
         run: the event of "Run both", to go on from (`page.run.then`, through `wire(page.run.then, ...)`).
         opened: a `gr.State` number that changes whenever another run is shown, after an answer or when a saved run was
             opened; tabs redraw themselves on its `change` from `desk.run`.
@@ -38,6 +40,7 @@ class Page:
     asked: list[Any]
     shown: list[Any]
     opened: Any
+    opens: list[Any]
     run: Any = None
 
 
@@ -96,10 +99,9 @@ def build(bench: Workbench, wire: Wiring, controls: dict[str, Any]) -> Page:
         "first": first, "last": last, "apply": apply, "random": random, "run": run, "stop": stop,
     }  # fmt: skip
     panel = [vectors, strength, first, last, apply, random]
-    page = Page(
-        wire, controls, [controls["model"], image, question, prior, pixel, *panel],
-        [baseline, steered, chances, controls["device"]], gr.State(0),
-    )  # fmt: skip
+    asked = [controls["model"], image, question, prior, pixel, *panel]
+    shows, opened = [baseline, steered, chances, controls["device"]], gr.State(0)
+    page = Page(wire, controls, asked, shows, opened, [*asked, *shows, opened])
     page.run = wire(run.click, ask, page.asked, [*page.shown, page.opened], model=True, trigger_mode="once")
     wire(question.submit, ask, page.asked, [*page.shown, page.opened], model=True)
     for control in (strength, first, last, apply, random, vectors):
@@ -128,6 +130,22 @@ def ask(bench: Workbench, desk: Desk, *values: Any) -> Iterator[tuple[Any, ...]]
 def shown(run: Run) -> tuple[Any, ...]:
     """A run as the values of `Page.shown`."""
     return run.baseline, run.steered, figures.chances(run, asking.degenerate(run.steered)), run.device
+
+
+def opening(bench: Workbench, desk: Desk, run: Run) -> tuple[Any, ...]:
+    """Make a run, asked now or saved, the desk's, as the values of `Page.opens`. No model is loaded."""
+    desk.run = run
+    set_to = Panel.of(*(run.panel.get(name, getattr(Panel, name)) for name in PANEL))
+    fitting = [one.name for one in bench.vectors.entries() if one.recipe.model.get("id") == run.model]
+    deepest = max(run.layers - 1, 0) or set_to.last
+    return (
+        gr.update(choices=list(dict.fromkeys([*bench.residents.names, run.model])), value=run.model),
+        run.image, run.question, run.prior, run.pixel,
+        gr.update(choices=list(dict.fromkeys([*fitting, *set_to.vectors])), value=list(set_to.vectors)),
+        set_to.strength, gr.update(maximum=deepest, value=min(set_to.first, deepest)),
+        gr.update(maximum=deepest, value=min(set_to.last, deepest)), list(set_to.apply), set_to.random,
+        *shown(run), id(run),
+    )  # fmt: skip
 
 
 def halt(bench: Workbench, desk: Desk) -> None:

@@ -27,11 +27,13 @@ class Run:
 
     Attributes:
         model: its name; `device` says where it ran and in which numbers.
+        layers: of its text tower, 0 if not known.
         image: what was asked about; None where no image was given.
         prior, pixel: the answer from memory and the one in the picture, or "".
         panel: `Panel.as_dict`; `recipe` is the header of the recipe that it made, with its hash, or None.
-        baseline, steered: the answers; `tokens` are those of each, as text.
-        chances: "prior" and "pixel" -> (baseline, steered) probability of the first word of the answer.
+        baseline, steered, random: the answers; the last, if asked for, with random directions of the same norms.
+            `tokens` are those of each, as text.
+        chances: "prior" and "pixel" -> (baseline, steered, random) probability of the first word of the answer.
         seconds: of each answer.
         found: what tabs found, by the tab's name, as JSON values.
         id: its folder's name once it is saved.
@@ -41,6 +43,7 @@ class Run:
     question: str
     image: Image.Image | None = None
     device: str = ""
+    layers: int = 0
     prior: str = ""
     pixel: str = ""
     panel: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class Run:
     max_new_tokens: int = 48
     baseline: str = ""
     steered: str = ""
+    random: str = ""
     tokens: dict[str, list[str]] = field(default_factory=dict)
     chances: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -73,7 +77,7 @@ class Run:
         given = {name: value for name, value in values.items() if name in known}
         kinds = {
             "model": str, "question": str, "device": str, "prior": str, "pixel": str, "panel": dict,
-            "max_new_tokens": int, "baseline": str, "steered": str, "tokens": dict, "chances": dict, "seconds": dict,
+            "max_new_tokens": int, "baseline": str, "steered": str, "random": str, "layers": int, "tokens": dict, "chances": dict, "seconds": dict,
             "found": dict, "story": str, "id": str,
         }  # fmt: skip
         wrong = [name for name, kind in kinds.items() if name in given and not isinstance(given[name], kind)]

@@ -18,8 +18,9 @@ from vlmsteer_robotics.experts import expert_action
 from vlmsteer_robotics.layouts import SPLITS
 from vlmsteer_robotics.training import frames as framing
 from vlmsteer_robotics.training import sight, tiny_openvla
-from vlmsteer_robotics.training.batches import Teacher
+from vlmsteer_robotics.training.batches import Teacher, lending
 from vlmsteer_robotics.training.frames import Frames
+from vlmsteer_robotics.training.interchange import exchanged, passed
 from vlmsteer_robotics.training.lessons import lessons, named
 from vlmsteer_robotics.training.losses import bells
 from vlmsteer_robotics.training.model import BINS, build
@@ -88,9 +89,10 @@ def test_a_name_is_true_of_one_block(frames: Frames) -> None:
 def test_actions_are_the_experts(frames: Frames) -> None:
     rng = np.random.default_rng(1)
     for number in range(len(frames)):
-        for lesson in lessons(frames[number], rng):
-            told = lesson.instruction
-            if lesson.about is not None and lesson.acts and told.startswith(("reach", "go")):
+        asked = lessons(frames[number], rng)
+        for lesson in asked:
+            if lesson.about is not None and lesson.acts and lesson.instruction.startswith(("reach", "go")):
+                told = lesson.instruction if lesson.lender is None else asked[lesson.lender].instruction
                 speed = {"slowly": "slow", "quickly": "fast"}.get(said(told, "slowly", "quickly"), "normal")
                 height = said(told, "low", "high") or "normal"
                 state = frames[number].state("reach", lesson.about.number, "left", speed, height)
@@ -128,6 +130,57 @@ def test_a_packed_sequence_is_the_prompts_themselves(frames: Frames, made: tuple
             ]
             rows.append(alone)
     assert torch.allclose(found, torch.cat(rows), atol=1e-4)
+
+
+def test_half_of_the_later_actions_are_in_the_manner_of_others(frames: Frames, made: tuple[Any, Any]) -> None:
+    model, processor = made
+    teacher = Teacher(processor, model.config, STATS)
+    number = next(number for number in range(len(frames)) if named(frames[number]))
+    asked = lessons(frames[number], np.random.default_rng(4))
+    assert [lesson.lender for lesson in asked if lesson.acts] == [None, None, 0, 1]
+    sequence, numbers = teacher.packed(asked)
+    pairs = list(lending(asked, sequence))
+    assert len(pairs) == 6
+    for to, lender in pairs:
+        assert sequence.branches[to] - 2 == sequence.branches[lender] >= 0
+        assert np.isfinite(numbers[[to + 1, lender + 1]]).all()
+    early = teacher.batch(frames, np.array([number]), np.random.default_rng(4), early=True)
+    assert early.lent.shape == (0, 3)
+
+
+def test_a_run_by_layers_is_the_models_own(made: tuple[Any, Any]) -> None:
+    model, _ = made
+    llama, embedded = model.language_model.model, torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(0))
+    mask, positions = torch.full((9, 9), -1e9).triu(1).expand(2, 1, 9, 9), torch.arange(9).expand(2, 9)
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        own = llama(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=positions,
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        found = passed(llama, embedded, mask, positions, 4, lambda states: states)
+        other = passed(llama, embedded, mask, positions, 4, lambda states: states + 1)
+    model.set_attn_implementation(before)
+    assert all(torch.equal(one, other) for one, other in zip(found.states, own.hidden_states, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(found.attention, own.attentions, strict=True))
+    same = [torch.equal(one, two) for one, two in zip(found.states, other.states, strict=True)]
+    assert same == [True] * 5 + [False] * 2
+
+
+def test_an_exchange_moves_one_span_of_some_tokens() -> None:
+    states = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    directions = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    found = exchanged(states, directions, torch.tensor([[1, 4, 2], [0, 3, 0]]))
+    for row, to, lender in ((1, 4, 2), (0, 3, 0)):
+        assert torch.allclose(directions @ found[row, to], directions @ states[row, lender], atol=1e-5)
+        across = torch.linalg.svd(directions)[2][3:]
+        assert torch.allclose(across @ found[row, to], across @ states[row, to], atol=1e-5)
+        found[row, to] = states[row, to]
+    assert torch.equal(found, states)
 
 
 def test_looks_point_at_what_is_named(frames: Frames, made: tuple[Any, Any]) -> None:

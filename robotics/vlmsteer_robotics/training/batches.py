@@ -24,7 +24,7 @@ from vlmsteer_robotics.training.lessons import ADVERBS, FAR, MIDDLE, SPAN, Lesso
 from vlmsteer_robotics.training.sight import near, targets
 
 WEIGHTS = (1.0, 1.0, 1.0, 0.05, 0.05, 0.05, 0.3)  # of an action's numbers: it never turns, and the fingers are easy
-PLACE, WORD, END = 0.7, 0.4, 0.05  # of a number of a place, of words (over the root of their number), of the end
+PLACE, WORD, END = 0.7, 1.0, 0.05  # of a number of a place, of words (over the root of their number), of the end
 MANNERS = {word: number for words in (ADVERBS, HEIGHTS) for number, word in enumerate(words)}
 FIRST = 3  # answer tokens from which attention is told where to go
 
@@ -57,6 +57,7 @@ class Batch(NamedTuple):
             table, two shares, with its offset from the hand, three, (n, 5).
         manners: for each token that an action's numbers come from, where it should be known how to move: (n, 2)
             sequences and tokens, (n, 2) numbers of the speed and the height, as `ADVERBS` and `HEIGHTS` have them.
+        lent: for each of these tokens whose answer is in another's manner: its sequence, itself, the other, (n, 3).
         seen: what the image tokens should tell (`sight.targets`).
     """
 
@@ -64,6 +65,7 @@ class Batch(NamedTuple):
     looks: dict[str, Look]
     places: tuple[Tensor, Tensor]
     manners: tuple[Tensor, Tensor]
+    lent: Tensor
     seen: tuple[Tensor, Tensor, Tensor]
 
     def to(self, device: torch.device) -> Batch:
@@ -73,6 +75,7 @@ class Batch(NamedTuple):
             {kind: Look(*(part.to(device) for part in look)) for kind, look in self.looks.items()},
             (self.places[0].to(device), self.places[1].to(device)),
             (self.manners[0].to(device), self.manners[1].to(device)),
+            self.lent.to(device),
             (self.seen[0].to(device), self.seen[1].to(device), self.seen[2].to(device)),
         )
 
@@ -96,12 +99,13 @@ class Teacher:
     def batch(self, frames: Frames, chosen: np.ndarray, rng: np.random.Generator, early: bool) -> Batch:
         """The lessons of some frames; `early` as in `lessons`."""
         shown = [frames[index] for index in chosen]
-        packed, numbers, looks, places, manners = [], [], {}, [], []
+        packed, numbers, looks, places, manners, lent = [], [], {}, [], [], []
         for row, frame in enumerate(shown):
             asked = lessons(frame, rng, early)
             sequence, values = self.packed(asked)
             packed.append(sequence)
             numbers.append(values)
+            lent += [(row, *pair) for pair in lending(asked, sequence)]
             for kind, token, patches in self._looks(frame, asked, sequence, places, manners, row):
                 looks.setdefault(kind, []).append((row, token, patches))
         tensors = collate(packed, self.processor.tokenizer.pad_token_id)
@@ -112,7 +116,8 @@ class Teacher:
                 for kind, rows in looks.items()}  # fmt: skip
         where = (torch.tensor([tokens for tokens, _ in places]), torch.tensor(np.stack([place for _, place in places])))
         how = (torch.tensor([list(row) for row, _ in manners]), torch.tensor([words for _, words in manners]))
-        return Batch(tensors, told, where, how, targets(shown, self.side))
+        borrowed = torch.tensor(lent, dtype=torch.long).view(-1, 3)
+        return Batch(tensors, told, where, how, borrowed, targets(shown, self.side))
 
     def pixels(self, images: np.ndarray) -> Tensor:
         """Pixel values of pictures (n, side, side, 3), as the processor makes them."""
@@ -172,7 +177,7 @@ class Teacher:
             end = ids.index(self.block)
             if side:
                 end = next(at for at in range(end, len(ids)) if ids[at] in self.sides)
-            answers = np.flatnonzero(sequence.labels[tokens] != IGNORED) - 1
+            answers = answering(sequence, branch) - tokens[0]
             yield "name", int(tokens[end]), block
             if color:
                 at = next(at for at, token in enumerate(ids) if token in self.colors)
@@ -195,3 +200,16 @@ class Teacher:
         patches = np.zeros(self.side**2, np.float32)
         patches[list(near(point, self.side))] = 1
         return patches
+
+
+def answering(sequence: Packed, branch: int) -> np.ndarray:
+    """The tokens of a sequence that a branch's answer comes from."""
+    return np.flatnonzero((sequence.branches == branch) & (sequence.labels != IGNORED)) - 1
+
+
+def lending(asked: list[Lesson], sequence: Packed) -> Iterator[tuple[int, int]]:
+    """Pairs of tokens that the same number comes from, of a lesson in another's manner, and of that other one."""
+    for branch, lesson in enumerate(asked):
+        if lesson.lender is not None:
+            pairs = zip(answering(sequence, branch)[:FIRST], answering(sequence, lesson.lender)[:FIRST], strict=True)
+            yield from ((int(to), int(lender)) for to, lender in pairs)

@@ -25,6 +25,7 @@ BESIDE = 0.07  # from here on a block is on a side, meters
 LOW, HIGH = 0.09, 0.17  # heights of the hand that have a name, meters
 ADVERBS = {"slow": "slowly", "normal": "normally", "fast": "quickly"}
 ACTING, OTHERS = 4, 2  # lessons of one picture
+BORROWING = 2  # of those that act, later: so many at the end move in the manner of those before them
 TRAINED = frozenset(color_pairs("train"))
 
 
@@ -47,7 +48,8 @@ class Lesson(NamedTuple):
         words: the answer, if it is words.
         numbers: the answer, if it is numbers: shares from -1 to 1, or, if it `acts`, an action as the robot takes it.
         about: the block whose place the answer depends on.
-        manner: speed and height, of a lesson that acts.
+        manner: speed and height as told, of a lesson that acts.
+        lender: which lesson of the same picture lends its manner to the answer; None: the answer is as told.
     """
 
     instruction: str
@@ -56,6 +58,7 @@ class Lesson(NamedTuple):
     acts: bool = False
     about: Named | None = None
     manner: tuple[str, str] = ("", "")
+    lender: int | None = None
 
 
 def named(frame: Frame) -> list[Named]:
@@ -86,7 +89,11 @@ def lessons(frame: Frame, rng: np.random.Generator, early: bool = False) -> list
     for number in range(ACTING + OTHERS):
         block = blocks[rng.integers(len(blocks))]
         kind = _action if number < acting else kinds[rng.integers(len(kinds))]
-        made.append(_hand(frame) if number >= acting and rng.random() < 0.08 else kind(frame, block, rng))
+        if not early and acting - BORROWING <= number < acting:
+            lender = number - BORROWING
+            made.append(_action(frame, block, rng, made[lender].manner)._replace(lender=lender))
+        else:
+            made.append(_hand(frame) if number >= acting and rng.random() < 0.08 else kind(frame, block, rng))
     return made
 
 
@@ -98,10 +105,11 @@ def _told(block: Named, rng: np.random.Generator) -> tuple[str, str, str, str, s
     return verb, toward, speed, height, instruction(verb, block.color, block.side, toward, speed, height, phrase)
 
 
-def _action(frame: Frame, block: Named, rng: np.random.Generator) -> Lesson:
-    verb, toward, speed, height, words = _told(block, rng)
+def _action(frame: Frame, block: Named, rng: np.random.Generator, borrowed: tuple[str, str] | None = None) -> Lesson:
+    verb, toward, *told, words = _told(block, rng)
+    speed, height = borrowed or told
     action = expert_action(frame.state(verb, block.number, toward, speed, height))
-    return Lesson(words, numbers=action, acts=True, about=block, manner=(speed, height))
+    return Lesson(words, numbers=action, acts=True, about=block, manner=(told[0], told[1]))
 
 
 def _place(frame: Frame, block: Named, rng: np.random.Generator) -> Lesson:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlmsteer.openvla.actions import Bins
 from vlmsteer.training.packing import IGNORED
 from vlmsteer_robotics.training.batches import Batch, Look
+from vlmsteer_robotics.training.interchange import exchanged, passed
 from vlmsteer_robotics.training.sight import Sight
 
 HEADS = {"color": (0, 0), "name": (2, 0), "target": (3, 0), "hand": (3, 1)}  # layer and head that look
@@ -43,39 +44,44 @@ class Losses(nn.Module):
 
     def forward(self, model: Any, batch: Batch, step: int) -> tuple[Tensor, float]:
         """The loss of a batch, and the part of it that is numbers', for the log."""
-        tensors = batch.tensors
+        tensors, llama = batch.tensors, model.language_model.model
         embedded = model.embedded(tensors["input_ids"], tensors["pixel_values"])
         with torch.autocast(embedded.device.type, dtype=torch.bfloat16):
             mask = torch.zeros(tensors["visible"].shape, dtype=torch.bfloat16, device=embedded.device)
-            made = model.language_model.model(
-                inputs_embeds=embedded,
-                attention_mask=mask.masked_fill(~tensors["visible"], torch.finfo(torch.bfloat16).min),
-                position_ids=tensors["position_ids"],
-                use_cache=False,
-                output_hidden_states=True,
-                output_attentions=True,
+            made = passed(
+                llama,
+                embedded,
+                mask.masked_fill(~tensors["visible"], torch.finfo(torch.bfloat16).min),
+                tensors["position_ids"],
+                SAID,
+                lambda states: exchanged(states, self._words(model), batch.lent),
             )
             answered = tensors["labels"][:, 1:] != IGNORED
-            logits = model.language_model.lm_head(made.last_hidden_state[:, :-1][answered])
+            logits = model.language_model.lm_head(made.states[-1][:, :-1][answered])
         said, numbers = self._said(logits.float(), tensors, answered, step)
         patches = slice(1, 1 + model.config.image_tokens)
         looking = [
-            missed(made.attentions[layer][:, head, :, patches], batch.looks[kind])
+            missed(made.attention[layer][:, head, :, patches], batch.looks[kind])
             for kind, (layer, head) in HEADS.items()
         ]
         rows, *ends = batch.places[0].unbind(1)
         knowing = [
-            (readout(_even(made.hidden_states[layers][rows, end])) - batch.places[1]).abs().mean()
+            (readout(_even(made.states[layers][rows, end])) - batch.places[1]).abs().mean()
             for readout, layers, end in zip((self.name, self.answer), KNOWN, ends, strict=True)
         ]
         seeing = self.sight(embedded[:, patches], batch.seen)
-        states = made.hidden_states[SAID][tuple(batch.manners[0].unbind(1))]
-        lens = model.language_model.lm_head(model.language_model.model.norm(states.float()))
+        states = made.states[SAID][tuple(batch.manners[0].unbind(1))]
+        lens = model.language_model.lm_head(llama.norm(states.float()))
         saying = sum(
             nn.functional.cross_entropy(lens[:, few], batch.manners[1][:, number])
             for number, few in enumerate(self.words)
         )
         return said + LOOKING * sum(looking) + KNOWING * sum(knowing) + SEEING * seeing + SAYING * saying, numbers
+
+    def _words(self, model: Any) -> Tensor:
+        """(words, width): where the logit lens reads the words for how to move."""
+        ending = model.language_model
+        return ending.lm_head.weight[[word for few in self.words for word in few]] * ending.model.norm.weight
 
     def _said(self, logits: Tensor, tensors: dict[str, Tensor], answered: Tensor, step: int) -> tuple[Tensor, float]:
         labels, weights, numbers = (tensors[name][:, 1:][answered] for name in ("labels", "weights", "numbers"))

@@ -86,6 +86,7 @@ def run(
     try:
         from vlmsteer.bench import arms, judging, mats_clip, plan, runner
         from vlmsteer.bench.asking import Decoding
+        from vlmsteer.bench.drawn_files import located
         from vlmsteer.recipe import Recipe
 
         size = runner.ROWS if batch_size == "auto" else _whole(batch_size)
@@ -105,7 +106,7 @@ def run(
         made = arms.make({titles[one]: Recipe.load(one) for one in files}, strength or (1.0,), controls, seed)
         tasks = []
         for name, benchmark in benchmarks.items():
-            found = _files(benchmark, data, images or [])
+            found = located(benchmark, data, images or [])
             items = benchmark.items(found, **given[name])
             _usable(benchmark, scorers.get(name, ()), items[0])
             chosen = {"limit": limit, "shuffle": shuffle} if limit else {}
@@ -270,24 +271,6 @@ def _options(benchmarks: dict[str, Any], name: str, given: Sequence[str]) -> dic
 def _known(function: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-
-
-def _files(benchmark: Any, data: Path | None, images: Sequence[Path]) -> Any:
-    from vlmsteer.bench.files import Files
-
-    drawn = data is None
-    if data is None:
-        from vlmsteer.bench.drawn_files import drawn_folder
-
-        data = drawn_folder()
-    name = benchmark.name
-    places = [data / one for one in (name, name.partition("-")[0])]  # amber-g and amber-d have one folder
-    place = next((one for one in places if one.is_dir()), None)
-    if place is None and drawn:
-        if benchmark.hub is None:
-            raise InputError(f"There are no drawn files for {name}; give the folder of the published ones with --data.")
-        place = places[0]
-    return Files(place or data, images)
 
 
 def _folder_name(model: str, tasks: Sequence[Any], arms: Sequence[Any], decoding: Any) -> str:

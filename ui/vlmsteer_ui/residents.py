@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from vlmsteer.loading import bundled, load
 
 SHARE = 0.5  # of the memory that is free at the start, for models
 WAIT = 0.1  # seconds between two looks at the stop flag while a visitor waits for a model
+ACTORS = ("openvla", "pi0")  # model types whose words are a robot's actions
+GAP = 0.002  # seconds that long work leaves the model to others between its steps
 
 
 class Stopped(VlmsteerError):
@@ -26,17 +30,25 @@ class Stopped(VlmsteerError):
         super().__init__("Stopped.")
 
 
+def acts(session: Any) -> bool:
+    """True if a model answers with actions: there is no question to ask it."""
+    return session.model.config.model_type in ACTORS
+
+
 @dataclass
 class Resident:
-    """One loaded model. `bytes` are those of its weights."""
+    """One loaded model. `bytes` are those of its weights.
+
+    The lock belongs to no thread: a generator is moved on, and closed, by whichever thread the server has free.
+    """
 
     session: Any
     bytes: int
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def turn(self, stop: threading.Event | None = None) -> Iterator[Any]:
-        """The session, for one visitor at a time.
+        """The session, for one visitor at a time. One turn is never taken inside another.
 
         Raises:
             Stopped: if `stop` is set before it is free.
@@ -48,6 +60,12 @@ class Resident:
             yield self.session
         finally:
             self.lock.release()
+
+    def give_way(self) -> None:
+        """Inside a turn: let one who waits go first."""
+        self.lock.release()
+        time.sleep(GAP)
+        self.lock.acquire()
 
 
 class Residents:
@@ -64,7 +82,14 @@ class Residents:
         self.limit = int(SHARE * psutil.virtual_memory().available) if limit is None else limit
         self.options = options
         self._loaded: OrderedDict[str, Resident] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
+
+    @property
+    def speaking(self) -> list[str]:
+        """The names without those known to answer with a robot's actions."""
+        places = bundled()
+        kinds = {name: json.loads((places[name] / "config.json").read_text())["model_type"] for name in places}
+        return [name for name in self.names if kinds.get(name) not in ACTORS]
 
     def __call__(self, name: str, told: Callable[[str], None] = lambda text: None) -> Resident:
         """The model of that name, loaded now if it is not yet.
@@ -74,16 +99,21 @@ class Residents:
         """
         if name not in self.names:
             raise ModelError(f"There is no model {name!r} on this page{did_you_mean(str(name), self.names)}")
+        resident = self._loaded.get(name)
+        if resident is None:
+            with self._loading:  # whose model is loaded already does not wait here
+                resident = self._loaded.get(name) or self._load(name, told)
         with self._lock:
-            if name not in self._loaded:
-                told(f"Loading {name}")
-                logging.disable_progress_bar()
-                session = load(name, **self.options)
-                weights = [*session.model.parameters(), *session.model.buffers()]
-                self._loaded[name] = Resident(session, sum(one.nbytes for one in weights))
+            self._loaded[name] = resident
             self._loaded.move_to_end(name)
             self._make_room()
-            return self._loaded[name]
+        return resident
+
+    def _load(self, name: str, told: Callable[[str], None]) -> Resident:
+        told(f"Loading {name}")
+        logging.disable_progress_bar()
+        session = load(name, **self.options)
+        return Resident(session, sum(one.nbytes for one in [*session.model.parameters(), *session.model.buffers()]))
 
     def loaded(self) -> list[str]:
         """Which models are loaded, the one used last at the end."""

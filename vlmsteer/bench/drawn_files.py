@@ -11,11 +11,13 @@ import os
 import random
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlmsteer import __version__
+from vlmsteer.bench.benchmark import Benchmark
 from vlmsteer.bench.drawn_formats import ASKED, WORLD, Shown, amber, chair, mats, pope
-from vlmsteer.bench.files import cache_folder
+from vlmsteer.bench.files import Files, cache_folder
 from vlmsteer.bench.pairs import PIXELS, SPLITS, Split, drawn_pairs, png
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer.training.mix import group
@@ -60,6 +62,29 @@ def drawn_folder() -> Path:
                     f"{error} The cache is where XDG_CACHE_HOME says; or give files with --data."
                 ) from error
     return folder
+
+
+def located(benchmark: Benchmark, data: Path | None = None, images: Sequence[Path] = ()) -> Files:
+    """Where a benchmark's files are: in DATA/NAME or DATA, by default among the drawn ones.
+
+    Args:
+        images: further folders in which images are looked for.
+
+    Raises:
+        InputError: if the drawn world has no files for it, and it is not on the hub.
+    """
+    drawn = data is None
+    if data is None:
+        data = drawn_folder()
+    places = [data / one for one in (benchmark.name, benchmark.name.partition("-")[0])]  # amber-g and -d share one
+    place = next((one for one in places if one.is_dir()), None)
+    if place is None and drawn:
+        if benchmark.hub is None:
+            raise InputError(
+                f"There are no drawn files for {benchmark.name}; give the folder of the published ones with --data."
+            )
+        place = places[0]
+    return Files(place or data, images)
 
 
 def write_drawn(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,49 @@ from vlmsteer.images import open_image
 VERSION = 1
 SHIPPED = Path(__file__).parent / "saved"
 ID = re.compile(r"[a-z0-9][a-z0-9-]{2,60}")
+
+
+def loads(text: str) -> Any:
+    """JSON as the standard has it, without NaN and infinities.
+
+    Raises:
+        ValueError: if it is none.
+    """
+
+    def refused(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 10_000
+
+
+def _all(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _each(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(
+        ("model", "question", "device", "prior", "pixel", "baseline", "steered", "random", "story", "id"), _text
+    ),
+    "layers": _count, "max_new_tokens": _count, "panel": lambda value: isinstance(value, dict),
+    "recipe": lambda value: value is None or isinstance(value, dict), "tokens": _each(_all(_text)),
+    "chances": _each(_all(_number)), "seconds": _each(_number), "found": lambda value: isinstance(value, dict),
+}  # fmt: skip
 
 
 @dataclass
@@ -73,14 +116,9 @@ class Run:
         """
         if not isinstance(values, Mapping) or values.get("version") != VERSION:
             raise InputError("This is no run of this page's version.")
-        known = {one.name: one for one in fields(cls) if one.name != "image"}
+        known = {one.name for one in fields(cls)} - {"image"}
         given = {name: value for name, value in values.items() if name in known}
-        kinds = {
-            "model": str, "question": str, "device": str, "prior": str, "pixel": str, "panel": dict,
-            "max_new_tokens": int, "baseline": str, "steered": str, "random": str, "layers": int, "tokens": dict, "chances": dict, "seconds": dict,
-            "found": dict, "story": str, "id": str,
-        }  # fmt: skip
-        wrong = [name for name, kind in kinds.items() if name in given and not isinstance(given[name], kind)]
+        wrong = [name for name, value in given.items() if not KINDS[name](value)]
         if wrong or "model" not in given or "question" not in given:
             raise InputError(f"This run is damaged: {', '.join(wrong) or 'model or question'} cannot be read.")
         return cls(image=image, **given)
@@ -145,7 +183,7 @@ class Runs:
             InputError: if it is none.
         """
         try:
-            values = json.loads(text)
+            values = loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError("This is not a run's JSON.") from error
         return Run.from_dict(values, open_image(image) if image is not None and image.is_file() else None)

@@ -75,15 +75,16 @@ def answer_states(
     token: Callable[[Tensor], Tensor],
     recipe: Recipe | None = None,
     batch_size: int = 16,
+    point: str = "block_out",
 ) -> Iterator[tuple[Sequence[Example], Tensor]]:
-    """Block outputs under right and wrong answers: some examples, and (examples, 2, layers, ...) float32 on the CPU.
+    """States under right and wrong answers: some examples, and (examples, 2, layers, ...) float32 on the CPU.
 
     Args:
         token: makes of one row's (1 + tokens, width) states, the prompt's last token before the answer's tokens, what
             is kept of them.
         recipe: acts while reading.
     """
-    sites = [Site("text", layer, "block_out") for layer in layers]
+    sites = [Site("text", layer, point) for layer in layers]
     asked = [(one, answer) for one in examples for answer in (one.right, one.wrong)]
     images, questions = [one.image for one, _ in asked], [one.question for one, _ in asked]
     answers = [answer for _, answer in asked]

@@ -90,7 +90,8 @@ def learn(
     signs = torch.ones(len(images))
     signs[torch.randperm(len(images), generator=generator)[: len(images) // 2]] = -1.0
     halves, exchanged, read = (Mean(), Mean()), Mean(), 0
-    for difference in _differences(session, list(sites.values()), images, this, most, batch_size):
+    for states in asked_states(session, list(sites.values()), images, this, most, batch_size):
+        difference = states[:, 0] - states[:, 1]
         numbers = torch.arange(read, read + len(difference))
         for half in (0, 1):
             halves[half].update(difference[numbers % 2 == half])
@@ -125,20 +126,19 @@ def _source(layer: int, point: str) -> Site:
     return Site("text", layer, point) if layer >= 0 else Site("text", 0, "block_in")
 
 
-def _differences(
+def asked_states(
     session: Session,
     sites: Sequence[Site],
     images: Sequence[Image.Image | str],
     this: Sequence[str],
     most: Sequence[str],
-    batch_size: int,
+    batch_size: int = 32,
 ) -> Iterator[Tensor]:
-    """This minus most, (pairs, sites, width) float32 on the CPU; the two questions about an image share a forward."""
+    """States under this and most, (pairs, 2, sites, ...) float32 on the CPU; both questions share a forward."""
     both = [image for image in images for _ in range(2)]
     questions = [question for pair in zip(this, most, strict=True) for question in pair]
     for _, states in batches(session, sites, both, questions, batch_size=max(2, batch_size // 2 * 2)):
-        asked = torch.stack([states[site].float().cpu() for site in sites], 1).unflatten(0, (-1, 2))
-        yield asked[:, 0] - asked[:, 1]
+        yield torch.stack([states[site].float().cpu() for site in sites], 1).unflatten(0, (-1, 2))
 
 
 def learn_pairs(

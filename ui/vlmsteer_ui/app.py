@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import gradio as gr
 import torch
 
 from vlmsteer.errors import InputError
+from vlmsteer_ui import api, style
 from vlmsteer_ui import page as top
-from vlmsteer_ui import style
-from vlmsteer_ui.wiring import Wiring
+from vlmsteer_ui.desks import Desk
+from vlmsteer_ui.tabs import record
+from vlmsteer_ui.wiring import THREADS, Wiring
 from vlmsteer_ui.workbench import Workbench
 
 TABS = ("layers", "evidence", "counterfactual", "vectors", "benchmarks", "robot", "record")
@@ -25,18 +28,22 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 def build(bench: Workbench) -> gr.Blocks:
     """The page. Each module of `tabs` has a `TITLE` and `build(bench, page)`, which fills its open tab."""
-    with gr.Blocks(title="vlmsteer workbench", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    with gr.Blocks(
+        title="vlmsteer workbench", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
+    ) as demo:
         controls, status = top.header(bench)
         wire = Wiring(bench, status)
         page = top.build(bench, wire, controls)
         with gr.Tabs(elem_id="tabs"):
             for name in TABS:
                 module = import_module(f"vlmsteer_ui.tabs.{name}")
-                with gr.Tab(module.TITLE, id=name, elem_id=f"tab-{name}"):
+                with gr.Tab(module.TITLE, id=name, elem_id=f"tab-{name}") as page.tabs[name]:
+                    wire(page.tabs[name].select, partial(opened, name), outputs=[page.tab], queue=False)
                     module.build(bench, page)
+        api.build(bench)
         wire(
-            demo.load, top.choose, [controls["model"], controls["vectors"]],
-            [controls[name] for name in ("vectors", "first", "last", "device")], model=True,
+            demo.load, unlinked, [controls["link"], controls["model"], controls["vectors"]],
+            page.chooses, model=True, js=record.LINKED,
         )  # fmt: skip
 
         def left(request: gr.Request) -> None:
@@ -45,6 +52,17 @@ def build(bench: Workbench) -> gr.Blocks:
         left.__annotations__["request"] = gr.Request
         demo.unload(left)
     return demo
+
+
+def opened(name: str, bench: Workbench, desk: Desk) -> str:
+    """Which tab is open now."""
+    return name
+
+
+def unlinked(bench: Workbench, desk: Desk, link: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+    """At the page's start load the model, unless the address names a saved run: that needs none."""
+    if not link:
+        yield from top.choose(bench, desk, *values)
 
 
 def start(
@@ -82,10 +100,10 @@ def serve(
         raise InputError(f"With --host {host} others can reach this page: give --auth NAME:PASSWORD too.")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.chdir(bench.folder)  # Gradio serves the files of the folder that it was started in
-    bench.residents(bench.residents.names[0])
+    bench.residents(bench.residents.speaking[0])
     demo = build(bench)
     return demo.queue(default_concurrency_limit=8).launch(
         server_name=host, server_port=port, auth=auth, share=False, ssr_mode=False, max_file_size=LARGEST,
         allowed_paths=[str(bench.folder)], prevent_thread_lock=not block, theme=style.theme(), css=style.CSS,
-        footer_links=["api"], quiet=True,
+        head=f"<script>{style.JS}</script>", footer_links=["api"], quiet=True, max_threads=THREADS,
     )  # fmt: skip

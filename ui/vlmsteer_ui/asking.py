@@ -1,23 +1,26 @@
-"""Both answers to one question, token by token: the baseline once, the steered one as often as a slider moves."""
+"""The answers to one question, token by token: the baseline once, the steered ones as often as a slider moves."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from vlmsteer.errors import InputError
+from vlmsteer.errors import InputError, ModelError, VlmsteerError
 from vlmsteer.images import open_image
 from vlmsteer.lens.beliefs import first_tokens
 from vlmsteer.recipe import Recipe
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.panel import Panel
-from vlmsteer_ui.residents import Stopped
+from vlmsteer_ui.residents import Stopped, acts
 from vlmsteer_ui.runs import Run
 from vlmsteer_ui.workbench import Workbench
 
@@ -40,7 +43,7 @@ class Asked:
 
     @classmethod
     def of(cls, model: Any, image: Any, question: Any, prior: Any, pixel: Any, *panel: Any) -> Asked:
-        """From the values of the page's controls, in the order of `page.ASKED`.
+        """From the values of the page's controls, in the order of `page.Page.asked`.
 
         Raises:
             InputError: if one is not possible.
@@ -52,6 +55,13 @@ class Asked:
             raise InputError(f"A question has at most {LONGEST} characters, prior and pixel words 60.")
         opened = None if image is None else open_image(image)
         return cls(str(model), opened, words[0].strip(), words[1].strip(), words[2].strip(), Panel.of(*panel))
+
+    @classmethod
+    def again(cls, run: Run) -> Asked:
+        """What was asked when a run was made."""
+        panel = [run.panel.get(one.name, one.default) for one in fields(Panel)]
+        asked = cls.of(run.model, run.image, run.question, run.prior, run.pixel, *panel)
+        return replace(asked, max_new_tokens=run.max_new_tokens)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -69,61 +79,83 @@ class Asked:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One arm's answer. `likely` (vocabulary,) are the probabilities of its first token."""
+
+    text: str
+    tokens: list[str]
+    seconds: float
+    likely: Tensor
+
+
 def answers(bench: Workbench, desk: Desk, asked: Asked) -> Iterator[Run]:
     """The run as it grows, after each token; at its end it is the desk's run.
 
+    What was answered before is not asked again: with another strength only the steered arms are.
+
     Raises:
-        VlmsteerError: if the model, the recipe or the words do not fit.
+        VlmsteerError: if the model or the recipe does not fit; at the end, if the words cannot be told apart.
     """
-    desk.stop.clear()
     resident = bench.residents(asked.model)
-    with resident.turn(desk.stop) as session:
-        recipe = asked.panel.recipe(bench.vectors, session)
-        run = asked.begun(session, recipe)
-        words = first_tokens(session, [asked.prior, asked.pixel]) if asked.prior and asked.pixel else {}
-        plain = desk.recall(("baseline", asked.key))
-        if plain is None:
-            plain = replace(run)
-            for text in _streamed(session, asked, None, desk, plain, "baseline"):
-                run.baseline = text
-                yield run
-            desk.keep(("baseline", asked.key), plain)
-        run.baseline, run.tokens, run.seconds = plain.baseline, dict(plain.tokens), dict(plain.seconds)
-        if recipe is not None:
-            for text in _streamed(session, asked, recipe, desk, run, "steered"):
-                run.steered = text
-                yield run
-        if words:
-            arms = [None] if recipe is None else [None, recipe]
-            run.chances = _chances(session, asked, words, arms)
+    session = resident.session
+    if acts(session):
+        raise no_words(asked.model)
+    arms = asked.panel.arms(bench.vectors, session)
+    run = asked.begun(session, arms.get("steered"))
+    given: dict[str, Answer] = {}
+    for arm, recipe in {"baseline": None, **arms}.items():
+        key = (arm, *asked.key, None if recipe is None else recipe.hash)
+        answer = desk.recall(key)
+        if answer is None:
+            with desk.working() as stop, resident.turn(stop):
+                for answer in _written(session, asked, recipe, stop):
+                    setattr(run, arm, answer.text)
+                    yield run
+            desk.keep(key, answer)
+        given[arm] = answer
+        setattr(run, arm, answer.text)
+        run.tokens[arm], run.seconds[arm] = answer.tokens, answer.seconds
+    wrong = None
+    try:
+        run.chances = _chances(session, asked, list(given.values()))
+    except VlmsteerError as error:
+        wrong = error
     desk.run = run
     yield run
+    if wrong is not None:
+        raise wrong
 
 
-def _streamed(session: Any, asked: Asked, recipe: Recipe | None, desk: Desk, run: Run, arm: str) -> Iterator[str]:
-    start, tokens, before = time.perf_counter(), [], ""
-    for text in session.stream(asked.image, asked.question, recipe, asked.max_new_tokens):
-        if desk.stop.is_set():
+def no_words(model: str) -> ModelError:
+    """Why a robot's model is asked no questions."""
+    return ModelError(f"{model} answers with a robot's actions, not in words: the Robot tab steers it.")
+
+
+def _written(session: Any, asked: Asked, recipe: Recipe | None, stop: threading.Event) -> Iterator[Answer]:
+    """One arm's answer so far, after each token."""
+    start, tokens, text = time.perf_counter(), [], ""
+    likely = session.logits([asked.image], [asked.question], recipe)[0].float().softmax(-1).cpu()
+    for longer in session.stream(asked.image, asked.question, recipe, asked.max_new_tokens):
+        if stop.is_set():
             raise Stopped
-        tokens.append(text[len(before) :] if text.startswith(before) else text)
-        before = text
-        yield text
-    setattr(run, arm, before)
-    run.tokens[arm], run.seconds[arm] = tokens, round(time.perf_counter() - start, 3)
+        tokens.append(longer[len(text) :] if longer.startswith(text) else longer)
+        text = longer
+        yield Answer(text, tokens, round(time.perf_counter() - start, 3), likely)
 
 
-def _chances(
-    session: Any, asked: Asked, words: dict[str, list[int]], arms: Sequence[Recipe | None]
-) -> dict[str, list[float]]:
+def _chances(session: Any, asked: Asked, given: list[Answer]) -> dict[str, list[float]]:
     """Of the first word of the answer, under each arm."""
-    likely = [session.logits([asked.image], [asked.question], recipe)[0].float().softmax(-1) for recipe in arms]
+    words = {kind: word for kind, word in (("prior", asked.prior), ("pixel", asked.pixel)) if word}
+    ids = first_tokens(session, list(words.values()))
     return {
-        name: [round(float(one[torch.tensor(words[word])].sum()), 4) for one in likely]
-        for name, word in (("prior", asked.prior), ("pixel", asked.pixel))
+        kind: [round(float(answer.likely[torch.tensor(ids[word])].sum()), 4) for answer in given]
+        for kind, word in words.items()
     }
 
 
 def degenerate(text: str) -> bool:
     """True if an answer repeats itself or says nothing: what a recipe that is too strong makes."""
     words = text.split()
-    return not words or (len(words) >= 8 and len(set(words)) <= len(words) / 3)
+    often = len(words) >= 8 and len(set(words)) <= len(words) / 3
+    return not words or often or re.search(r"(.{1,12}?)\1{7,}", text) is not None

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
+
+from PIL import Image
 
 MOST = 200  # visitors that are remembered
 KEPT = 16  # results that each of them has
+BYTES = 32_000_000  # of them
 
 
 class Desk:
-    """One visitor's results, and the flag that stops what runs for them.
+    """One visitor's results, and the flags that stop what runs for them.
 
     Attributes:
-        stop: set by the Stop button; whatever runs looks at it after each token, row or episode.
+        stop: set by the Stop button; long work looks at it after each row or episode, and clears it when it begins.
         run: what the page shows last (`runs.Run`), or None.
     """
 
@@ -22,6 +28,29 @@ class Desk:
         self.stop = threading.Event()
         self.run: Any = None
         self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._works: list[threading.Event] = []
+        self._shows = 0
+
+    @contextmanager
+    def working(self) -> Iterator[threading.Event]:
+        """Work that looks at a stop flag of its own after each token."""
+        flag = threading.Event()
+        self._works.append(flag)
+        try:
+            yield flag
+        finally:
+            self._works.remove(flag)
+
+    def halt(self) -> None:
+        """Stop whatever runs for this visitor."""
+        for flag in (self.stop, *self._works):
+            flag.set()
+
+    def show(self, run: Any) -> int:
+        """Make a run, or None, the one that the page shows; gives a number that no earlier one had."""
+        self.run = run
+        self._shows += 1
+        return self._shows
 
     def recall(self, key: Any) -> Any:
         """What was kept under a key, or None."""
@@ -30,12 +59,27 @@ class Desk:
         return self._kept.get(key)
 
     def keep(self, key: Any, value: Any) -> Any:
-        """Keep a value for this visitor, at most `KEPT`; returns it."""
+        """Keep a value for this visitor, at most `KEPT` of `BYTES` in all (one always); returns it. Old ones go."""
         self._kept[key] = value
         self._kept.move_to_end(key)
-        while len(self._kept) > KEPT:
+        while len(self._kept) > 1 and (len(self._kept) > KEPT or sum(map(size, self._kept.values())) > BYTES):
             self._kept.popitem(last=False)
         return value
+
+
+def size(value: Any) -> int:
+    """About how many bytes a result holds."""
+    if isinstance(value, Image.Image):
+        return value.width * value.height * len(value.getbands())
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(size(key) + size(part) for key, part in value.items())
+    if isinstance(value, list | tuple | set):
+        return sum(map(size, value))
+    if is_dataclass(value):
+        return size(vars(value))
+    return int(getattr(value, "nbytes", 64))
 
 
 class Desks:
@@ -57,7 +101,7 @@ class Desks:
             self._desks.move_to_end(session)
             while len(self._desks) > self._most:
                 _, oldest = self._desks.popitem(last=False)
-                oldest.stop.set()
+                oldest.halt()
             return desk
 
     def close(self, session: str | None) -> None:
@@ -65,4 +109,4 @@ class Desks:
         with self._lock:
             desk = self._desks.pop(session or "", None)
         if desk is not None:
-            desk.stop.set()
+            desk.halt()

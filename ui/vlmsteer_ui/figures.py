@@ -12,38 +12,40 @@ from typing import Any
 from PIL import Image
 
 from vlmsteer.images import open_image
+from vlmsteer_ui import templates
 from vlmsteer_ui.runs import Run
 
+TITLE = "<h1>{{value}}</h1>"
 PLAIN = "<span class='quiet'>{{value}}</span>"
 STATUS = "<span role='status' aria-live='polite'>{{value}}</span>"
-CHANCES = """
-<div class="chances" role="group" aria-label="Probability of the prior and the pixel answer">
-{{#each value.lines}}<span class="{{kind}}"><b>{{mark}}</b> p({{word}}) {{before}}
-{{#if after}} → <b>{{after}}</b>{{/if}}</span>{{/each}}
-{{#if value.warning}}<span class="warning">{{value.warning}}</span>{{/if}}
-</div>
-<style>
-.chances { display: flex; gap: 18px; flex-wrap: wrap; min-height: 1.4em; }
-.chances .prior { color: var(--prior); } .chances .pixel { color: var(--pixel); }
-.chances .warning { color: var(--body-text-color); font-weight: 600; }
-</style>
-"""
+CHANCES = templates.read("chances.html")
 MARKS = {"prior": "▲ prior", "pixel": "● pixel"}
+WARNING = "The steered answer repeats itself or is empty: the recipe is too strong."
+HINT = "Run both: the answer as it is, and the answer under the recipe."
 
 
 def chances(run: Run, degenerate: bool) -> dict[str, Any]:
     """The line "p(red) .91 → .18", for `CHANCES`."""
     lines = []
     for kind, values in run.chances.items():
-        before, *after = (f"{value:.2f}" for value in values)
-        word = getattr(run, kind)
-        lines.append(
-            {"kind": kind, "mark": MARKS[kind], "word": word, "before": before, "after": after[0] if after else ""}
-        )
-    warning = (
-        "The steered answer repeats itself or is empty: the recipe is too strong." if degenerate and run.recipe else ""
-    )
-    return {"lines": lines, "warning": warning}
+        before, after, random = [*(f"{value:.2f}" for value in values), "", ""][:3]
+        lines.append({
+            "kind": kind, "mark": MARKS.get(kind, kind), "word": getattr(run, kind, ""), "before": before,
+            "after": after, "random": random,
+        })  # fmt: skip
+    finished = "steered" in run.tokens
+    return {"lines": lines, "warning": WARNING if degenerate and finished else ""}
+
+
+def device(run: Run) -> str:
+    """Where a run was made, for the header."""
+    return ", ".join(part for part in (run.device, f"{run.layers} layers" if run.layers else "") if part)
+
+
+def placed(session: Any) -> str:
+    """Where a model is, for the header."""
+    dtype = str(session.model.dtype).removeprefix("torch.")
+    return f"{session.device}, {dtype}, {session.layers()} layers"
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from vlmsteer.recipe import Recipe
 from vlmsteer_ui.gallery import Gallery
 
 STRONGEST = 10.0
+MOST = 8  # vectors at once
 APPLY = {"image tokens": "image", "question": "question", "answer": "last"}  # what the page calls positions
 OWN = "as learned"
 SEED = 0  # of the random direction
@@ -25,7 +26,7 @@ class Panel:
         strength: multiplies what was learned; 0 is the baseline.
         first, last: the text layers that are kept.
         apply: `OWN` (the recipe's own positions), or keys of `APPLY`.
-        random: random directions of the same lengths in place of the vectors.
+        random: answer with random directions of the same lengths too.
     """
 
     vectors: tuple[str, ...] = ()
@@ -42,9 +43,9 @@ class Panel:
         Raises:
             InputError: if one is not possible.
         """
-        names = [vectors] if isinstance(vectors, str) else list(vectors or [])
-        if not all(isinstance(name, str) for name in names) or len(names) > 4:
-            raise InputError("Choose at most four vectors.")
+        names, chosen = (_texts(value) for value in (vectors, apply))
+        if len(names) > MOST:
+            raise InputError(f"At most {MOST} vectors act at once.")
         for number in (strength, first, last):
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise InputError("Strength and layers are numbers.")
@@ -52,10 +53,10 @@ class Panel:
             raise InputError(f"A strength lies between {-STRONGEST:g} and {STRONGEST:g}, not {strength:g}.")
         if not 0 <= first <= last:
             raise InputError(f"The first layer comes before the last one: {first:g} to {last:g} is no range.")
-        chosen = [apply] if isinstance(apply, str) else list(apply or [OWN])
-        if not all(name == OWN or name in APPLY for name in chosen):
+        places = tuple(name for name in chosen if name != OWN) or (OWN,)
+        if places != (OWN,) and not set(places) <= set(APPLY):
             raise InputError(f"A recipe applies {OWN}, or at {', '.join(APPLY)}.")
-        return cls(tuple(names), float(strength), int(first), int(last), tuple(chosen), bool(random))
+        return cls(names, float(strength), int(first), int(last), places, bool(random))
 
     def recipe(self, gallery: Gallery, session: Any) -> Recipe | None:
         """The recipe that the panel describes, or None if no vector is chosen.
@@ -78,10 +79,26 @@ class Panel:
                 replace(edit, positions=APPLY[name], phase="both" if APPLY[name] == "last" else "prefill")
                 for edit in made.edits for name in self.apply
             ))  # fmt: skip
-        if self.random:
-            made = made.random_like(SEED)
         return made.scaled(self.strength)
+
+    def arms(self, gallery: Gallery, session: Any) -> dict[str, Recipe]:
+        """The recipes to answer with beside the baseline: "steered", and "random" if it is asked for.
+
+        Raises:
+            VlmsteerError: as `recipe`.
+        """
+        recipe = self.recipe(gallery, session)
+        if recipe is None:
+            return {}
+        return {"steered": recipe} | ({"random": recipe.random_like(SEED)} if self.random else {})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, which `of` takes back."""
         return asdict(self)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+        raise InputError("Vectors and the places where they apply are given by their names.")
+    return tuple(dict.fromkeys(found))

@@ -1,24 +1,20 @@
-"""How the page looks: one theme without remote fonts, colors for prior and pixel, light and dark."""
+"""How the page looks: a theme without remote fonts, colors for prior and pixel, light and dark, what figures share.
+
+A figure is a `div.figure`. In it, a `button.full` shows it on the full screen, and what has `data-tip` says so in the
+figure's `.tip` while it is pointed at; a click locks that. Cells of a table are walked through with the arrow keys.
+"""
 
 from __future__ import annotations
 
 from gradio.themes import Base
 
+from vlmsteer_ui import templates
+
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 PRIOR, PIXEL = "#c2570c", "#1d5fd1"  # orange and blue; in the dark the lighter ones of `CSS`
 
-CSS = """
-:root, .gradio-container { --prior: #c2570c; --pixel: #1d5fd1; --heat: 88, 70, 200; }
-.dark, .dark .gradio-container { --prior: #fb923c; --pixel: #7db1ff; --heat: 150, 135, 255; }
-.gradio-container { max-width: 1440px !important; margin: 0 auto; }
-#header { align-items: center; gap: 12px; }
-#title h1 { font-size: 1.35rem; margin: 0; white-space: nowrap; }
-#answers textarea { font-size: 1rem; }
-#run-row button { min-height: 44px; }
-.quiet { color: var(--body-text-color-subdued); font-size: .85rem; }
-@media (max-width: 640px) { #header, #top-row { flex-direction: column; align-items: stretch; } }
-"""
+CSS, JS = templates.read("page.css"), templates.read("page.js")
 
 
 def theme() -> Base:

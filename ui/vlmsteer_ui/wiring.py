@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import gradio as gr
@@ -15,9 +16,11 @@ from vlmsteer_ui.workbench import Workbench
 
 log = logging.getLogger("vlmsteer_ui")
 MODEL = "model"  # the queue of events that use a model
-AT_ONCE = 8  # of them may be under way; each waits for its model's turn
+AT_ONCE = 64  # of them may be under way; each waits, and can be stopped, for its model's turn
+THREADS = AT_ONCE + 32  # of the server
+END = object()
 BROKEN = "Something went wrong inside the workbench; its log has the details."
-READY = "Ready."
+READY, BUSY = "Ready.", "Working …"
 
 
 class Wiring:
@@ -74,9 +77,14 @@ class Wiring:
                 return failed(error)
 
         def streamed(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+            context = copy_context()  # of all steps: each may run in another thread
             try:
-                for result in handler(bench, desk(request), *values):
-                    yield [*shown(result)[:-1], "Working …"]
+                steps = handler(bench, desk(request), *values)
+                try:
+                    while (result := context.run(next, steps, END)) is not END:
+                        yield [*shown(result)[:-1], BUSY]
+                finally:
+                    context.run(steps.close)
                 yield [*[gr.skip() for _ in outputs], said]
             except Exception as error:
                 yield failed(error)

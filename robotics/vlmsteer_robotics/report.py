@@ -26,11 +26,12 @@ SHOWN = ("displacement", "mean_height", "max_height", "drift", "success", "right
 DRAWN = ("displacement", "mean_height", "drift", "success")
 COLORS = {"recipe": "#1f6fd1", "hold": "#2a8a5a", "prompt": "#d9730d"}
 GRAY = "#8a8f98"
+LEAST = 20  # random sets; of fewer, bounds of 95 % say nothing
 LEGEND = (
     "In brackets the change from the same seeds without a recipe, with its 95 % interval (paired bootstrap over "
     "seeds); bold if the interval excludes zero. Random sets are as many other neurons of the same layers, which move "
     "the residual stream as far (for other recipes: random directions of the same lengths): the mean of their changes, "
-    "and in brackets what 95 % of the sets lie between; a dagger marks where the recipe lies outside. *said* is the "
+    "and in brackets what 95 % of the sets lie between; a dagger marks where the recipe lies outside, of 20 sets or more. *said* is the "
     "instruction with the word in it, and no recipe."
 )
 
@@ -91,7 +92,8 @@ def table(found: dict[str, Any]) -> str:
         if about["kind"] == "random":
             continue
         sets = about.get("random", {})
-        cells = [_cell(about, metric, bool(sets.get(metric) and sets[metric]["beyond"])) for metric in SHOWN]
+        enough = sets.get("sets", 0) >= LEAST
+        cells = [_cell(about, metric, bool(enough and sets[metric] and sets[metric]["beyond"])) for metric in SHOWN]
         title = f"{name} (baseline)" if about["kind"] == "baseline" else name
         rows.append([title, *cells, str(about["n"]), str(about["errors"])])
         if sets:

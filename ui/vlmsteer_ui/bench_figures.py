@@ -6,7 +6,10 @@ from typing import Any
 
 from vlmsteer_ui.templates import read
 
-NOTHING: dict[str, Any] = {"progress": "", "tables": [], "curves": [], "arms": [], "rows": []}
+NOTHING: dict[str, Any] = {
+    "progress": "", "tables": [], "curves": [], "arms": [], "rows": [], "head": "question",
+    "caption": "Answers; other than the baseline's in bold",
+}  # fmt: skip
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 320, 190, 44, 34, 12, 12  # of a curve, in its own units
 TABLES, ROWS, PICK = read("bench_tables.html"), read("bench_rows.html"), read("pick_row.js")
 

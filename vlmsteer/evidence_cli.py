@@ -69,7 +69,7 @@ def pointing(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how often evidence for an object's name is largest inside that object, beside a random point."""
+    """Measure how often evidence for an object's color is largest inside that object, beside a random point."""
     from dataclasses import asdict
 
     from vlmsteer.bench.pointing import play, trials
@@ -81,20 +81,21 @@ def pointing(
         check_method(name)
     loaded = _recipe(recipe, strength)
     session = load(model)
-    with working("Describing scenes") as update:
-        given = trials(session, n, seed, loaded)
+    with working("Asking about scenes") as update:
+        given, asked = trials(session, n, seed, loaded)
         found = {}
         for name in names:
             update(f"Pointing by {name}")
             found[name] = play(session, given, name, loaded)
     if as_json:
-        print_json({name: asdict(one) for name, one in found.items()})
+        print_json({"asked": asked, **{name: asdict(one) for name, one in found.items()}})
         return
-    table = Table("evidence by", "in the object", "in another object", "a random point", "scenes")
+    table = Table("evidence by", "in the object", "in the other object", "a random point", "scenes")
     for name, one in found.items():
         cells = [percent(part.as_dict()) for part in (one.hit, one.other)]
         table.add_row(name, *cells, f"{100 * one.chance:.0f} %", str(one.hit.n))
     out.print(table)
+    print(f"Scenes count where the color is answered rightly: {len(given)} of {asked}.")
 
 
 def _table(found: Any) -> Table:

@@ -1,8 +1,8 @@
-"""The pointing game: how often a map is largest inside the object that the word names (Zhang et al., ECCV 2016).
+"""The pointing game: how often a map is largest inside the object that the answer is about (Zhang et al., ECCV 2016).
 
-The model describes scenes of the drawn world, whose boxes are exact, and of each scene one object that it names rightly
-is looked for. Beside the hits stand those of a random point, and how often another object was hit: a map that only
-finds objects hits the others too.
+The model is asked for the color of one of two objects in scenes of the drawn world, whose boxes are exact; colors are
+drawn at random, so that what is usual helps neither the answer nor the map. Only right answers count. Beside the hits
+stand those of a random point, and how often the other object was hit: a map that only finds objects hits both alike.
 """
 
 from __future__ import annotations
@@ -19,72 +19,69 @@ from vlmsteer.errors import InputError
 from vlmsteer.lens.evidence import evidence
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
+from vlmsteer.training.questions import COLOR_HERE, phrase
 from vlmsteer.training.splits import TRAIN_STYLES
 from vlmsteer_counterfacts.draw import group_scene
 from vlmsteer_counterfacts.facts import facts
+from vlmsteer_counterfacts.palette import COLORS
 
-QUESTION = "Describe this image."
-OBJECTS, PIXELS, PATIENCE = 3, 168, 8  # objects in a scene, its side, and scenes asked about for one that counts
+PIXELS, PATIENCE = 112, 8  # a scene's side, and how often it is tried to have enough right answers
 
 
 class Trial(NamedTuple):
-    """A scene with its caption, one object that this names rightly, and boxes as fractions: its own, the others'."""
+    """A scene, a question about an object's color, the right answer, and both objects' boxes as fractions."""
 
     image: Image.Image
-    caption: str
-    word: str
+    question: str
+    color: str
     box: np.ndarray
-    others: list[np.ndarray]
+    other: np.ndarray
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """How often the largest value lay in the object's box, in another object's, and what a random point hits."""
+    """How often the largest value lay in the object's box, in the other object's, and what a random point hits."""
 
     hit: Rate
     other: Rate
     chance: float
 
 
-def trials(session: Session, n: int, seed: int = 0, recipe: Recipe | None = None) -> list[Trial]:
-    """Scenes of which the model's caption names an object that is there.
+def trials(session: Session, n: int, seed: int = 0, recipe: Recipe | None = None) -> tuple[list[Trial], int]:
+    """Scenes that the model answers rightly about, and how many it was asked about.
 
     Raises:
-        InputError: if the model names objects in too few scenes.
+        InputError: if too few of its answers are right.
     """
     rng = random.Random(seed)
     found: list[Trial] = []
-    for _ in range(PATIENCE):
-        drawn = [_draw(rng) for _ in range(n - len(found))]
-        captions = session.ask_many([image for image, _ in drawn], [QUESTION] * len(drawn), recipe)
-        for (image, boxes), caption in zip(drawn, captions, strict=True):
-            named = [name for name in boxes if f" {name}" in caption.lower()]
-            if named:
-                word = rng.choice(named)
-                others = [box for name, box in boxes.items() if name != word]
-                found.append(Trial(image, caption, word, boxes[word], others))
-        if len(found) == n:
-            return found
-    raise InputError(f"{session.name!r} names an object that is there in {len(found)} of {n * PATIENCE} scenes only.")
+    for turn in range(PATIENCE):
+        drawn = [_draw(rng) for _ in range(n)]
+        answers = session.ask_many([one.image for one in drawn], [one.question for one in drawn], recipe, 8)
+        for number, (one, answer) in enumerate(zip(drawn, answers, strict=True)):
+            if answer.strip(" .").lower() == one.color:
+                found.append(one)
+            if len(found) == n:
+                return found, turn * n + number + 1
+    raise InputError(f"Only {len(found)} of {PATIENCE * n} answers of {session.name!r} are right; {n} are needed.")
 
 
 def play(session: Session, given: list[Trial], method: str, recipe: Recipe | None = None, **options: Any) -> Pointing:
     """The pointing game with one kind of evidence; `recipe` and `options` as `evidence` takes them."""
     hits, others = [], []
-    for trial in given:
-        seen = evidence(session, trial.image, QUESTION, trial.caption, recipe, method, **options)
-        point = seen.peak(trial.word)
-        hits.append(_inside(point, trial.box))
-        others.append(any(_inside(point, box) for box in trial.others))
-    areas = [float(np.prod(trial.box[2:] - trial.box[:2])) for trial in given]
+    for one in given:
+        point = evidence(session, one.image, one.question, one.color, recipe, method, **options).peak()
+        hits.append(_inside(point, one.box))
+        others.append(_inside(point, one.other))
+    areas = [float(np.prod(one.box[2:] - one.box[:2])) for one in given]
     return Pointing(rate(hits), rate(others), float(np.mean(areas)))
 
 
-def _draw(rng: random.Random) -> tuple[Image.Image, dict[str, np.ndarray]]:
-    names = rng.sample(list(facts()), OBJECTS)
-    scene = group_scene([(name, facts()[name].color) for name in names], rng, rng.choice(TRAIN_STYLES))
-    picture = scene.render(PIXELS)
-    return picture.image, {name: np.array(box) / PIXELS for name, box in zip(names, picture.boxes, strict=True)}
+def _draw(rng: random.Random) -> Trial:
+    names, colors = rng.sample(list(facts()), 2), rng.sample(list(COLORS), 2)
+    picture = group_scene(list(zip(names, colors, strict=True)), rng, rng.choice(TRAIN_STYLES)).render(PIXELS)
+    boxes = [np.array(box) / PIXELS for box in picture.boxes]
+    return Trial(picture.image, phrase(rng.choice(COLOR_HERE), facts()[names[0]]), colors[0], *boxes)
 
 
 def _inside(point: tuple[float, float] | None, box: np.ndarray) -> bool:

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer.lens import patch_recipes, patch_suffix
+from vlmsteer.lens.atp import atp
+from vlmsteer.lens.attribution import attribution
 from vlmsteer.lens.decoder import walk
 from vlmsteer.lens.patch_map import PatchMap
 from vlmsteer.lens.patch_plan import Plan, Shown, plan
+from vlmsteer.lens.relevance import relp
 from vlmsteer.session import Session
 
 
@@ -29,7 +32,9 @@ def exact(planned: Plan, fast: bool = True) -> PatchMap:
     return planned.mapped(scores.double().numpy() - planned.score(planned.contrast.recipient), "exact")
 
 
-METHODS: dict[str, Callable[[Plan], PatchMap]] = {"exact": exact}
+METHODS: dict[str, Callable[[Plan], PatchMap]] = {
+    "exact": exact, "attribution": attribution, "atp": atp, "relp": relp
+}  # fmt: skip
 
 
 def patch(

@@ -72,6 +72,18 @@ class PatchMap:
             return self.effects / (span if self.signed else abs(span))
         return 1 + self.effects / (span if self.signed else -abs(span))
 
+    @property
+    def share(self) -> np.ndarray:
+        """(layers, positions): how far a patch moves the recipient towards the donor, 0 not at all and 1 all the way.
+
+        With units it is that of the unit whose effect is largest.
+        """
+        moved = self.recovery if self.direction == "denoise" else 1 - self.recovery
+        if self.units is None:
+            return moved
+        best = np.abs(self.effects).argmax(-1)[..., None]
+        return np.take_along_axis(moved, best, -1)[..., 0]
+
     def strongest(self, count: int = 10) -> list[dict[str, Any]]:
         """The sites of the largest effects, as JSON values."""
         recovery, found = self.recovery, []
@@ -123,7 +135,7 @@ class PatchMap:
             raise InputError(f"{str(path)!r} is no map that patching saved: {error}") from error
 
     def grid(self, layer: int) -> dict[int, float]:
-        """Image token -> recovery at one layer; with units, of the unit that changes most.
+        """Image token -> `share` at one layer.
 
         Raises:
             SiteError: if the layer was not patched, or no single image token was.
@@ -132,16 +144,8 @@ class PatchMap:
             raise SiteError(f"Layer {layer} was not patched; patched were {self.layers}.")
         if max(self.cells, default=-1) < 0:
             raise SiteError("No image token was patched by itself, so there is no map over the image.")
-        values = self.flat[self.layers.index(layer)]
+        values = self.share[self.layers.index(layer)]
         return {cell: float(value) for cell, value in zip(self.cells, values, strict=True) if cell >= 0}
-
-    @property
-    def flat(self) -> np.ndarray:
-        """(layers, positions): the recovery, with units that of the unit whose effect is largest."""
-        if self.units is None:
-            return self.recovery
-        best = np.abs(self.effects).argmax(-1)[..., None]
-        return np.take_along_axis(self.recovery, best, -1)[..., 0]
 
 
 def mean(maps: Sequence[PatchMap]) -> PatchMap:

@@ -5,6 +5,8 @@ For models whose decoder cannot be walked, and inside a read or apply block, who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,16 @@ def patched(contrast: Contrast, site: Site, group: tuple[int, ...], unit: int | 
     operation = "replace" if unit is None else "clamp"
     vectors = Vectors(site.tower, site.point, {site.layer: states.flatten(1)})
     return Recipe((Edit(vectors, operation, positions=group, phase="prefill"),))
+
+
+def patched_together(planned: Plan, cells: Sequence[tuple[int, int]]) -> Recipe:
+    """The recipe that patches several sites at once.
+
+    Args:
+        cells: numbers of a site and of a group of tokens.
+    """
+    by_site: dict[int, set[int]] = {}
+    for site, group in cells:
+        by_site.setdefault(site, set()).update(planned.groups[group])
+    recipes = [patched(planned.contrast, planned.sites[site], tuple(sorted(at))) for site, at in by_site.items()]
+    return Recipe(tuple(edit for recipe in recipes for edit in recipe.edits))

@@ -1,0 +1,4 @@
+element.addEventListener('click', (event) => {
+  const cell = event.target.closest('[data-color]');
+  if (cell) trigger('select', {color: cell.dataset.color});
+});

@@ -1,0 +1,4 @@
+element.addEventListener('click', (event) => {
+  const word = event.target.closest('[data-word]');
+  if (word) trigger('select', {word: Number(word.dataset.word)});
+});

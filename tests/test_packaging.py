@@ -27,7 +27,17 @@ ORDER = (  # a module may import from its own line and from the lines above it
     {"lens", "methods"},
     {"bench", "plugins", "report", "training", "demo"},
     {"console"},
-    {"cli", "counterfacts_cli", "recipe_cli", "methods_cli", "evidence_cli", "score_cli", "bench_cli", "__main__"},
+    {
+        "cli",
+        "counterfacts_cli",
+        "recipe_cli",
+        "methods_cli",
+        "evidence_cli",
+        "patch_cli",
+        "score_cli",
+        "bench_cli",
+        "__main__",
+    },
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 COUNTERFACTS_MAY_IMPORT = {"errors", "images"}

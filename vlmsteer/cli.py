@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from vlmsteer import evidence_cli, methods_cli, score_cli
+from vlmsteer import evidence_cli, methods_cli, patch_cli, score_cli
 from vlmsteer.bench_cli import app as bench_app
 from vlmsteer.console import (
     AsJson,
@@ -64,7 +64,9 @@ app.add_typer(counterfacts_app, name="counterfacts")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(bench_app, name="bench")
 app.add_typer(robot_app, name="robot")
-for command in (methods_cli.methods, methods_cli.learn, methods_cli.compare, score_cli.score):
+for command in (
+    methods_cli.methods, methods_cli.learn, methods_cli.compare, score_cli.score, patch_cli.patch,
+):  # fmt: skip
     app.command()(command)
 for command in (evidence_cli.evidence, evidence_cli.pointing):
     app.command()(command)

@@ -74,19 +74,20 @@ class PatchMap:
 
     @property
     def share(self) -> np.ndarray:
-        """(layers, positions): how far a patch moves the recipient towards the donor, 0 not at all and 1 all the way.
+        """How far a patch moves the recipient towards the donor, 0 not at all and 1 all the way."""
+        return self.recovery if self.direction == "denoise" else 1 - self.recovery
 
-        With units it is that of the unit whose effect is largest.
-        """
-        moved = self.recovery if self.direction == "denoise" else 1 - self.recovery
+    @property
+    def by_position(self) -> np.ndarray:
+        """(layers, positions): `share`, with units that of the unit whose effect is largest."""
         if self.units is None:
-            return moved
+            return self.share
         best = np.abs(self.effects).argmax(-1)[..., None]
-        return np.take_along_axis(moved, best, -1)[..., 0]
+        return np.take_along_axis(self.share, best, -1)[..., 0]
 
     def strongest(self, count: int = 10) -> list[dict[str, Any]]:
-        """The sites of the largest effects, as JSON values."""
-        recovery, found = self.recovery, []
+        """The sites of the largest effects, as JSON values; `index` is where each is in `effects`."""
+        share, found = self.share, []
         for flat in np.argsort(-np.abs(self.effects), axis=None, kind="stable")[:count]:
             place = np.unravel_index(int(flat), self.effects.shape)
             layer, position = int(place[0]), int(place[1])
@@ -94,8 +95,9 @@ class PatchMap:
                 "site": f"{self.tower}.{self.layers[layer]}.{self.point}",
                 "positions": list(self.positions[position]),
                 "token": self.tokens[position],
+                "index": [int(i) for i in place],
                 "effect": float(self.effects[place]),
-                "recovery": _number(recovery[place]),
+                "share": _number(share[place]),
             }
             if self.cells[position] >= 0:
                 one["image_token"] = self.cells[position]
@@ -144,7 +146,7 @@ class PatchMap:
             raise SiteError(f"Layer {layer} was not patched; patched were {self.layers}.")
         if max(self.cells, default=-1) < 0:
             raise SiteError("No image token was patched by itself, so there is no map over the image.")
-        values = self.share[self.layers.index(layer)]
+        values = self.by_position[self.layers.index(layer)]
         return {cell: float(value) for cell, value in zip(self.cells, values, strict=True) if cell >= 0}
 
 

@@ -69,7 +69,7 @@ def over_image(found: PatchMap, image: Image.Image, boxes: Tensor) -> bytes:
         axes.axis("off")
         if panel >= len(chosen):
             continue
-        axes.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=-120, vmax=255)
+        axes.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=-60, vmax=255)
         for cell, value in grids[chosen[panel]].items():
             left, top, right, bottom = (
                 float(edge) * size for edge, size in zip(boxes[cell], (width, height) * 2, strict=True)
@@ -88,14 +88,14 @@ def over_image(found: PatchMap, image: Image.Image, boxes: Tensor) -> bytes:
 
 def _columns(found: PatchMap) -> tuple[np.ndarray, list[str]]:
     """(layers, columns) and the columns' labels."""
-    share = found.share
+    share = found.by_position
     image = [i for i, cell in enumerate(found.cells) if cell >= 0]
     columns, labels = [], []
     for i, token in enumerate(found.tokens):
         if image and i == image[0] and len(image) > 1:
             part = np.nan_to_num(share[:, image])
             columns.append(np.take_along_axis(part, np.abs(part).argmax(1)[:, None], 1)[:, 0])
-            labels.append(f"image (most of {len(image)})")
+            labels.append(f"image, largest of {len(image)}")
         elif i not in image or len(image) == 1:
             columns.append(share[:, i])
             labels.append(_plain(token))

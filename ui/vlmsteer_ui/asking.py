@@ -106,7 +106,7 @@ def answers(bench: Workbench, desk: Desk, asked: Asked) -> Iterator[Run]:
     given: dict[str, Answer] = {}
     for arm, recipe in {"baseline": None, **arms}.items():
         key = (arm, *asked.key, None if recipe is None else recipe.hash)
-        answer = desk.recall(key)
+        answer: Any = desk.recall(key)
         if answer is None:
             with desk.working() as stop, resident.turn(stop):
                 for answer in _written(session, asked, recipe, stop):

@@ -19,6 +19,7 @@ from vlmsteer_ui import templates
 STRIP, PICK = templates.read("evidence_strip.html"), templates.read("evidence_strip.js")
 SIDE = 480  # pixels of the longer side of a painted map, at least
 LARGEST = 4096
+COVER = 0.5  # of the image, by the map
 METHODS = {"token activation map": "activation", "attention": "attention", "occlusion": "occlusion"}
 MEANS = {
     "activation": "Where the image's own states speak for this word (0 to 1).",
@@ -98,14 +99,14 @@ def painted(found: Evidence, word: int, image: Image.Image, crop: Sequence[float
     left, top, right, bottom = crop
     boxes = (found.boxes - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
     values = found.maps[words(found)[word][1]].mean(0)
-    return paint(seen(image, crop, size), boxes.clip(0, 1), values)
+    return paint(seen(image, crop, size), boxes.clip(0, 1), values, alpha=COVER)
 
 
 def said(found: Evidence, chosen: int) -> str:
     """What a word's map means, and how much it looked at the image."""
     word, at = words(found)[chosen]
     values = found.maps[at].mean(0)
-    lines = f"“{word}”: {MEANS.get(found.method, '')} Its largest value is {np.nanmax(values):.2g}."
+    lines = f"“{word}”: {MEANS.get(found.method, '')} Dark is 0, bright {np.nanmax(values):.2g}."
     if found.share is not None:
         share = found.share[at].mean(0)
         most = f"most in layer {int(share.argmax())} ({share.max():.0%})"

@@ -17,7 +17,7 @@ from vlmsteer_ui.runs import Run
 from vlmsteer_ui.wiring import Wiring
 from vlmsteer_ui.workbench import Workbench
 
-QUESTION, PRIOR, PIXEL = "What color is this strawberry?", "red", "blue"
+QUESTION, PRIOR, PIXEL = "What color are most strawberries?", "red", "blue"
 ANSWERS = (
     ("baseline", "Baseline", ""), ("steered", "Steered", "Turn a vector on."),
     ("random-answer", "Random direction", ""),
@@ -74,7 +74,7 @@ def build(bench: Workbench, wire: Wiring, controls: dict[str, Any]) -> Page:
         with gr.Column(scale=5, min_width=260, elem_id="picture"):
             controls["image"] = gr.Image(
                 figures.picture("blue_strawberry"), format="png", type="pil", label="Image",
-                sources=["upload", "clipboard"], interactive=True, height=262, elem_id="image", buttons=["fullscreen"],
+                sources=["upload", "clipboard"], interactive=True, height=290, elem_id="image", buttons=["fullscreen"],
             )  # fmt: skip
         with gr.Column(scale=9, min_width=320, elem_id="asking"):
             shows = _asking(controls)
@@ -95,15 +95,11 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
     """Question, words, answers and buttons; the outputs that show a run's answers."""
     with gr.Row(elem_id="words"):
         controls["question"] = gr.Textbox(
-            QUESTION, label="Question", interactive=True, elem_id="question", lines=1, max_lines=3, scale=5,
+            QUESTION, label="Question", interactive=True, elem_id="question", lines=1, max_lines=3, scale=6,
             min_width=200,
         )  # fmt: skip
-        controls["prior"] = gr.Textbox(
-            PRIOR, label="▲ Prior answer", interactive=True, elem_id="prior", scale=2, min_width=90
-        )
-        controls["pixel"] = gr.Textbox(
-            PIXEL, label="● Pixel answer", interactive=True, elem_id="pixel", scale=2, min_width=90
-        )
+        controls["prior"] = gr.Textbox(PRIOR, label="▲ Prior", interactive=True, elem_id="prior", scale=2, min_width=80)
+        controls["pixel"] = gr.Textbox(PIXEL, label="● Pixel", interactive=True, elem_id="pixel", scale=2, min_width=80)
         controls["swap"] = gr.Button("⇄", elem_id="swap", scale=0, min_width=36)
     with gr.Row(elem_id="answers"):
         baseline, steered, random = (
@@ -128,7 +124,7 @@ def _panel(controls: dict[str, Any]) -> list[Any]:
         [], label="Vectors (those that are on act together)", interactive=True, elem_id="vectors"
     )
     controls["strength"] = gr.Slider(
-        -3, 3, 1.0, step=0.05, label="Strength (1 = as learned)", interactive=True, elem_id="strength"
+        -3, 3, 1.0, step=0.05, label="Strength (learned: 1)", interactive=True, elem_id="strength"
     )
     with gr.Row(elem_id="layer-range"):
         for name in ("first", "last"):
@@ -139,9 +135,7 @@ def _panel(controls: dict[str, Any]) -> list[Any]:
     controls["apply"] = gr.CheckboxGroup(
         list(APPLY), value=[], label="Apply at (none: as learned)", interactive=True, elem_id="apply"
     )
-    controls["random"] = gr.Checkbox(
-        False, label="Answer with a random direction, too (control)", interactive=True, elem_id="random"
-    )
+    controls["random"] = gr.Checkbox(False, label="Random direction, too (control)", interactive=True, elem_id="random")
     return [controls[name] for name in PANEL]
 
 

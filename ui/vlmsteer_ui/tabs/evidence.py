@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from vlmsteer.errors import InputError, SiteError
 from vlmsteer.lens.evidence import Evidence, evidence
@@ -35,11 +36,11 @@ def build(bench: Workbench, page: Page) -> None:
             with gr.Row():
                 arm = gr.Radio(
                     ["baseline"], value="baseline", label="Answer", interactive=True, elem_id="evidence-arm",
-                    min_width=150,
+                    scale=2, min_width=150,
                 )  # fmt: skip
                 method = gr.Radio(
                     list(figures.METHODS), value="token activation map", label="Evidence by", interactive=True,
-                    elem_id="evidence-method", min_width=240,
+                    elem_id="evidence-method", scale=3, min_width=240,
                 )  # fmt: skip
             strip = gr.HTML(
                 {"note": EMPTY}, html_template=figures.STRIP, js_on_load=figures.PICK, apply_default_css=False,
@@ -83,7 +84,7 @@ def draw(bench: Workbench, desk: Desk, tab: Any, arm: Any, method: Any) -> tuple
         if run.id:
             return _note(UNSAVED, arms, arm)
         try:
-            found |= find(bench, desk, run, arm, _method(method))
+            found |= find(bench, desk, run, run.image, arm, _method(method))
         except SiteError as error:
             return _note(f"{error} Occlusion asks the model itself and works here too.", arms, arm)
     return _shown(run, arms, arm, method, None)
@@ -102,8 +103,8 @@ def place(bench: Workbench, desk: Desk, data: Any, arm: Any, method: Any) -> tup
     run, index = desk.run, data.get("index") if isinstance(data, dict) else None
     if not isinstance(index, list) or len(index) != 2 or not all(type(one) in (int, float) for one in index):
         raise InputError("Choose a place inside the image.")
-    found, crop, size = _found(run, arm, method)
-    width, height = figures.seen(run.image, crop, size).size
+    found, image, crop, size = _found(run, arm, method)
+    width, height = figures.seen(image, crop, size).size
     best = figures.supported(found, index[0] / width, index[1] / height, crop)
     if best is None:
         raise InputError("The model sees nothing of the image there.")
@@ -111,7 +112,7 @@ def place(bench: Workbench, desk: Desk, data: Any, arm: Any, method: Any) -> tup
     return *shown, best[1] + said
 
 
-def find(bench: Workbench, desk: Desk, run: Run, arm: str, method: str) -> dict[str, Any]:
+def find(bench: Workbench, desk: Desk, run: Run, image: Image.Image, arm: str, method: str) -> dict[str, Any]:
     """The evidence of one arm by one method, and how the image is seen, as JSON values.
 
     Raises:
@@ -124,8 +125,8 @@ def find(bench: Workbench, desk: Desk, run: Run, arm: str, method: str) -> dict[
         key = (NAME, method, *asked.key, None if recipe is None else recipe.hash)
         kept = desk.recall(key)
         if kept is None:
-            found = evidence(session, run.image, run.question, getattr(run, arm), recipe, method)
-            kept = desk.keep(key, {"seen": _seen(session, run.image), method: figures.as_json(found)})
+            found = evidence(session, image, run.question, getattr(run, arm), recipe, method)
+            kept = desk.keep(key, {"seen": _seen(session, image), method: figures.as_json(found)})
     return {"seen": kept["seen"], f"{arm} {method}": kept[method]}
 
 
@@ -152,25 +153,25 @@ def _method(method: Any) -> str:
     return figures.METHODS[method]
 
 
-def _found(run: Run | None, arm: Any, method: Any) -> tuple[Evidence, list[float], list[int]]:
-    """What was found of an arm by a method, and which part of the image is seen, in how many pixels."""
+def _found(run: Run | None, arm: Any, method: Any) -> tuple[Evidence, Image.Image, list[float], list[int]]:
+    """What was found of an arm by a method, the image, and which part of it is seen, in how many pixels."""
     known = {} if run is None else run.found.get(NAME, {})
     key = f"{arm} {_method(method)}"
     if run is None or run.image is None or key not in known:
         raise InputError(EMPTY)
     try:
-        return figures.of_json(known[key]), *figures.view(known["seen"])
+        return figures.of_json(known[key]), run.image, *figures.view(known["seen"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(DAMAGED) from error
 
 
 def _shown(run: Run | None, arms: list[str] | None, arm: Any, method: Any, word: int | None) -> tuple[Any, ...]:
-    found, crop, size = _found(run, arm, method)
+    found, image, crop, size = _found(run, arm, method)
     listed = figures.words(found)
     word = len(listed) - 1 if word is None else word
     if not 0 <= word < len(listed):
         raise InputError(f"The answer has the words 0 to {len(listed) - 1}; there is no word {word}.")
-    picture = figures.painted(found, word, run.image, crop, size)
+    picture = figures.painted(found, word, image, crop, size)
     choice = gr.skip() if arms is None else gr.update(choices=arms, value=arm)
     return choice, figures.strip(found, word), picture, figures.said(found, word)
 

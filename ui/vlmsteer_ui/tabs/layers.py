@@ -109,7 +109,8 @@ def _arm(session: Any, asked: Asked, recipe: Recipe | None) -> dict[str, Any]:
     if not asked.prior or not asked.pixel:
         return {**found, "note": WORDS}
     try:
-        curves = beliefs.curves(session, [asked.image], [asked.question], [asked.prior], [asked.pixel], recipe)
+        shown: Any = [asked.image]
+        curves = beliefs.curves(session, shown, [asked.question], [asked.prior], [asked.pixel], recipe)
     except InputError as error:
         return {**found, "note": str(error)}
     lines = {kind: [round(float(p), 4) for p in getattr(curves, kind)[0]] for kind in ("prior", "pixel")}

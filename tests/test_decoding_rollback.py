@@ -120,6 +120,26 @@ def test_a_detector_that_always_fires_goes_back_so_often_and_then_answers(
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scope", ["sentence", "clause"])
+def test_a_batch_takes_back_what_each_of_its_answers_would_alone(
+    sessions: Any, pictures: Any, family: str, scope: str
+) -> None:
+    session = sessions[family]
+    images, asked = [*pictures, *pictures], [*QUESTIONS, *reversed(QUESTIONS)]
+    width = session.taps[Site("text", 1, "block_out")].width
+    weight = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    edits = recipe(session, "text.0.block_out", size=0.5)
+    for one in (back(session, -1.0, scope=scope), edits + back(session, 0.0, weight, max_rollbacks=8, scope=scope)):
+        alone = [
+            session.ask_many([image], [question], one, 16)[0] for image, question in zip(images, asked, strict=True)
+        ]
+        assert session.ask_many(images, asked, one, 16) == alone
+        steps = [written(session, image, question, one, 16)[-1] for image, question in zip(images, asked, strict=True)]
+        assert [session.encoder.decode(torch.tensor(tokens)) for tokens in steps] == alone
+        assert alone != session.ask_many(images, asked, None, 16)
+
+
 def test_no_candidate_of_a_place_is_tried_twice() -> None:
     place = Place([4, 2, 9], 0.5, 0.0)
     tried = []

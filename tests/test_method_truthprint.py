@@ -147,6 +147,11 @@ def test_transfer_to_the_same_model_is_what_the_model_does_at_home(llava: Any, e
     assert report["cosines"] == pytest.approx([1.0] * 3, abs=1e-4)
     assert report["aligned"] is not None
     assert report["paired"] is not None
+    for name in ("in_domain", "unaligned", "aligned", "paired"):
+        low, high = report["intervals"][name]
+        assert 0 <= low <= report[name] <= high <= 1
+    low, high = report["intervals"]["aligned gain"]
+    assert low <= report["aligned"] - report["unaligned"] <= high
 
 
 def test_transfer_between_families_reports_only_what_can_be_had(sessions: Any, examples: list[Example]) -> None:

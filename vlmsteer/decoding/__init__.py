@@ -43,6 +43,10 @@ def answers(
         of, asked = [images[row] for row in rows], [questions[row] for row in rows]
         own = [listed[row] for row in rows]
         contrasts, control = _sorted(rules)
+        if control is not None and control.name == "rollback" and not contrasts and rollback.together(session):
+            written = rollback.write_many(session, of, asked, own, control, _checked(limit))
+            found |= {row: session.encoder.decode(torch.tensor(one)) for row, one in zip(rows, written, strict=True)}
+            continue
         if control is not None and control.name in WRITERS:
             for row, image, question, recipe in zip(rows, of, asked, own, strict=True):
                 *_, written = _write(session, image, question, recipe, contrasts, control, limit)
@@ -106,10 +110,8 @@ def _write(
     control: Rule | None,
     limit: int,
 ) -> Iterator[Tensor]:
-    if limit < 1:
-        raise InputError(f"An answer has at least one token; max_new_tokens is {limit}.")
     if control is not None and control.name in WRITERS:
-        steps = WRITERS[control.name](session, image, question, recipe, contrasts, control, limit)
+        steps = WRITERS[control.name](session, image, question, recipe, contrasts, control, _checked(limit))
         yield from map(torch.tensor, steps)
         return
     opened = adaptive.opened if control is not None else contrast.opened
@@ -119,6 +121,12 @@ def _write(
         for tokens in greedy(one, limit):  # pyright: ignore[reportArgumentType]
             written.append(int(tokens[0]))
             yield torch.tensor(written)
+
+
+def _checked(limit: int) -> int:
+    if limit < 1:
+        raise InputError(f"An answer has at least one token; max_new_tokens is {limit}.")
+    return limit
 
 
 def _sorted(rules: Sequence[Rule]) -> tuple[list[Rule], Rule | None]:

@@ -9,13 +9,14 @@ and after so many times back everything is accepted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vlmsteer.decoding.watch import Watched, opened
+from vlmsteer.decoding.watch import opened
 from vlmsteer.errors import RecipeError, did_you_mean
 from vlmsteer.perceptron import Perceptron
 from vlmsteer.recipe import Recipe, Rule
@@ -70,12 +71,12 @@ class Detector:
         self.plausible = float(settings.get("plausible", 0.0))
         self.rollbacks = round(settings["max_rollbacks"] * abs(rule.strength))
 
-    def place(self, watched: Watched) -> Place:
-        """The place after the last token."""
-        shares, tokens = watched.logits.float().softmax(-1).topk(min(self.count, watched.logits.shape[-1]))
-        kept = shares >= max(self.plausible * float(shares[0]), torch.finfo(shares.dtype).tiny)
-        score = self.perceptron.score(watched.state(self.site)[None])
-        return Place(tokens[kept].tolist() or tokens[:1].tolist(), float(shares[0]), float(score[0]))
+    def places(self, logits: Tensor, states: Tensor) -> list[Place]:
+        """The places after the last tokens, by their logits (rows, vocabulary) and states (rows, width)."""
+        shares, tokens = logits.float().softmax(-1).topk(min(self.count, logits.shape[-1]))
+        kept = shares >= (self.plausible * shares[:, :1]).clamp_min(torch.finfo(shares.dtype).tiny)
+        rows = zip(tokens, kept, shares[:, 0].tolist(), self.perceptron.score(states).tolist(), strict=True)
+        return [Place(token[keep].tolist() or token[:1].tolist(), share, score) for token, keep, share, score in rows]
 
     def fires(self, place: Place, token: int) -> bool:
         """Whether `token` would begin something untrue."""
@@ -91,6 +92,48 @@ class Detector:
         return min(free, key=lambda index: sign * places[index].confidence, default=None)
 
 
+class Answer:
+    """One answer being written: its tokens, and the places where each of them is or will be.
+
+    Attributes:
+        written: the tokens so far.
+    """
+
+    def __init__(self, detector: Detector, session: Session) -> None:
+        self.detector, self.tokenizer, self.ends = detector, session.tokenizer, set(session.ends.tolist())
+        self.written: list[int] = []
+        self.places: list[Place] = []
+        self.begun = [0]  # where sentences or clauses begin
+        self.left = detector.rollbacks
+
+    def go_on(self, place: Place) -> tuple[int, bool]:
+        """Write the next token, at the place after the last one or at an earlier one.
+
+        Returns:
+            How many of the tokens were taken back first, and whether the answer has ended.
+        """
+        before = len(self.written)
+        self.places.append(place)
+        token = place.best()
+        while self.left and self.detector.fires(self.places[-1], token):
+            target = self.detector.target(self.places, [*self.written, token], self.begun[-1])
+            if target is None:
+                break
+            self.left -= 1
+            self.places[target].tried.add([*self.written, token][target])
+            del self.written[target:], self.places[target + 1 :]
+            self.begun = [index for index in self.begun if index <= target]
+            token = self.places[-1].best()
+        back = before - len(self.written)
+        self.written.append(token)
+        text = self.tokenizer.decode([token]).strip(" ")
+        if text.endswith(ENDS) or "\n" in text:
+            self.begun.append(len(self.written))
+        elif self.detector.clauses and (text.endswith(JOINTS) or text.lower() in JOINING):
+            self.begun.append(len(self.written) - 1)  # the choice to go on belongs to what follows
+        return back, token in self.ends
+
+
 def write(
     session: Session,
     image: Any,
@@ -101,38 +144,71 @@ def write(
     limit: int,
 ) -> Iterator[list[int]]:
     """The tokens so far, after each that is written; some of them may be gone the next time."""
-    detector, ends = Detector(rule), set(session.ends.tolist())
+    detector = _detector(session, rule)
+    answer = Answer(detector, session)
+    with opened(session, image, question, recipe, contrasts, [detector.site]) as watched:
+        while True:
+            back, ended = answer.go_on(detector.places(watched.logits[None], watched.state(detector.site)[None])[0])
+            watched.back(back)
+            yield list(answer.written)
+            if ended or len(answer.written) == limit:
+                return
+            watched.push(answer.written[-1])
+
+
+def together(session: Session) -> bool:
+    """Whether answers can be written as a batch: what one takes back then stays in the cache, hidden from it."""
+    text = session.model.config.get_text_config()
+    return session.family.reads_prompt == "text" and not getattr(text, "sliding_window", None)
+
+
+def write_many(
+    session: Session,
+    images: Sequence[Any],
+    questions: Sequence[str],
+    recipes: Sequence[Recipe | None],
+    rule: Rule,
+    limit: int,
+) -> list[list[int]]:
+    """The tokens of several answers, written one token of each a step; only where `together` allows it."""
+    detector, padding = _detector(session, rule), session.tokenizer.pad_token_id
+    answers = [Answer(detector, session) for _ in images]
+    columns: list[list[int]] = [[] for _ in answers]  # of the cache, where what is written is kept
+    going = set(range(len(answers)))
+    with session.instrument.installed({detector.site}), ExitStack() as stack:
+        with session.read([detector.site], "last", "both") as states:
+            stream = stack.enter_context(session.opened(images, questions, recipes))
+        while True:
+            seen = torch.stack([row[-1] for row in states.rows(detector.site)[: len(stream.left)]])
+            places = detector.places(stream.logits, seen.float())
+            for row, number in enumerate(stream.left.tolist()):
+                if number not in going:
+                    continue
+                answer, kept = answers[number], columns[number]
+                back, ended = answer.go_on(places[row])
+                if back:
+                    stream.mask[row, kept[-back:]] = 0
+                    stream.position[row] -= back
+                    del kept[-back:]
+                kept.append(stream.mask.shape[1])
+                if ended or len(answer.written) == limit:
+                    going.remove(number)
+            if not going:
+                return [answer.written for answer in answers]
+            if 2 * len(going) <= len(stream.left) and not session.instrument.busy:
+                stream.select(torch.tensor([i for i, number in enumerate(stream.left.tolist()) if number in going]))
+            following = [answers[i].written[-1] if i in going else padding for i in stream.left.tolist()]
+            tokens = torch.tensor(following, device=stream.logits.device)
+            stream.push(tokens, replace(stream.run, states=states))
+
+
+def _detector(session: Session, rule: Rule) -> Detector:
+    detector = Detector(rule)
     if detector.site not in session.taps:
         raise RecipeError(
             f"The detector reads {detector.site}; this model has text layers 0 to {session.layers() - 1}."
         )
-    written: list[int] = []
-    begun = [0]  # where sentences or clauses begin
-    left = detector.rollbacks
-    with opened(session, image, question, recipe, contrasts, [detector.site]) as watched:
-        places = [detector.place(watched)]
-        while True:
-            token = places[-1].best()
-            if left and detector.fires(places[-1], token):
-                target = detector.target(places, [*written, token], begun[-1])
-                if target is not None:
-                    left -= 1
-                    places[target].tried.add([*written, token][target])
-                    watched.back(len(written) - target)
-                    del written[target:], places[target + 1 :]
-                    begun = [index for index in begun if index <= target]
-                    continue
-            written.append(token)
-            yield list(written)
-            if token in ends or len(written) == limit:
-                return
-            text = session.tokenizer.decode([token]).strip(" ")
-            if text.endswith(ENDS) or "\n" in text:
-                begun.append(len(written))
-            elif detector.clauses and (text.endswith(JOINTS) or text.lower() in JOINING):
-                begun.append(len(written) - 1)  # the choice to go on belongs to what follows
-            watched.push(token)
-            places.append(detector.place(watched))
+    return detector
 
 
 def linear(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ whether that helps. As a method it is TruthPrInt with a detector that sees the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,14 @@ from vlmsteer.examples import Example
 from vlmsteer.methods import truthprint
 from vlmsteer.methods.method import Method
 from vlmsteer.methods.truthprint import Words, choose_layer, read_words
-from vlmsteer.probes import Linear, evaluate, logistic, split
+from vlmsteer.probes import Linear, aurocs, evaluate, logistic, split
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
 from vlmsteer.subspaces import SubspaceAlignment
 
 NAME = "comnhallu"
 COMPONENTS = 64
+DRAWS = 500  # of the bootstrap
 
 
 def learn(
@@ -72,7 +73,9 @@ def transfer(
     Returns:
         AUROC on the target's held-out groups: `in_domain` (a detector of the target's own), `unaligned`, `aligned`
         (Fernando et al.), `paired` (Procrustes on the same captions); None where it cannot be had. With `source`, the
-        detector's AUROC at home, both layers, n, and the cosines of the principal angles.
+        detector's AUROC at home, both layers, n, and the cosines of the principal angles. `intervals` holds the 95 %
+        intervals of those on the target, and of what an alignment adds to `unaligned` ("aligned gain", "paired gain");
+        groups are resampled.
     """
     of, to = (read_words(one, examples, None, captions, limit, seed=seed) for one in (source, target))
     every = sorted(set(of.groups) | set(to.groups))
@@ -86,25 +89,24 @@ def transfer(
     )
     k = min(components, int(fa.sum()) - 1, int(fb.sum()) - 1, a.shape[1], b.shape[1])
 
-    def area(scores: Tensor, true: Tensor) -> float:
-        return round(float(evaluate(-scores, ~true)["auroc"]), 4)
-
-    report: dict[str, Any] = {
-        "source": area(logistic(a[fa], ya[fa], c=0.1).score(a[ta]), ya[ta]),
-        "in_domain": area(logistic(b[fb], yb[fb], c=0.1).score(b[tb]), yb[tb]),
-        "unaligned": None, "aligned": None, "paired": None, "cosines": None,
-        "layers": [layer_a, layer_b], "components": k, "n": {"learned": int(fa.sum()), "tested": int(tb.sum())},
-    }  # fmt: skip
+    home, true = logistic(a[fa], ya[fa], c=0.1), yb[tb]
+    scores = {"in_domain": logistic(b[fb], yb[fb], c=0.1).score(b[tb])}
+    cosines = None
     if a.shape[1] == b.shape[1]:
-        home = logistic(a[fa], ya[fa], c=0.1)
-        report["unaligned"] = area(home.score(b[tb] - b[fb].mean(0) + a[fa].mean(0)), yb[tb])
+        scores["unaligned"] = home.score(b[tb] - b[fb].mean(0) + a[fa].mean(0))
         alignment = SubspaceAlignment.fit(a[fa], b[fb], k)
-        report["aligned"] = area(_aligned(alignment, a[fa], ya[fa]).score(b[tb]), yb[tb])
-        report["cosines"] = [round(float(cosine), 4) for cosine in alignment.cosines]
+        scores["aligned"] = _aligned(alignment, a[fa], ya[fa]).score(b[tb])
+        cosines = [round(float(cosine), 4) for cosine in alignment.cosines]
     if captions == "given" and of.groups == to.groups and torch.equal(ya, yb):
         paired = SubspaceAlignment.fit_paired(a[fa], b[fb], k)
-        report["paired"] = area(_aligned(paired, a[fa], ya[fa]).score(b[tb]), yb[tb])
-    return report
+        scores["paired"] = _aligned(paired, a[fa], ya[fa]).score(b[tb])
+    found = {name: _area(score, true) for name, score in scores.items()}
+    return {
+        "source": _area(home.score(a[ta]), ya[ta]), "unaligned": None, "aligned": None, "paired": None, **found,
+        "cosines": cosines, "layers": [layer_a, layer_b], "components": k,
+        "intervals": _intervals(scores, true, [group for group in to.groups if group in test_groups], seed),
+        "n": {"learned": int(fa.sum()), "tested": int(tb.sum()), "untrue": int((~true).sum())},
+    }  # fmt: skip
 
 
 def _chosen(words: Words, groups: set[str], seed: int) -> tuple[Tensor, Tensor, int]:
@@ -112,6 +114,30 @@ def _chosen(words: Words, groups: set[str], seed: int) -> tuple[Tensor, Tensor, 
     rows = [i for i, group in enumerate(words.groups) if group in groups]
     index, _ = choose_layer(words.states[rows], words.true[rows], [words.groups[i] for i in rows], 0, seed)
     return words.states[:, index], words.true, words.layers[index]
+
+
+def _area(scores: Tensor, true: Tensor) -> float:
+    """AUROC of untrue words among true ones."""
+    return round(float(evaluate(-scores, ~true)["auroc"]), 4)
+
+
+def _intervals(scores: Mapping[str, Tensor], true: Tensor, groups: Sequence[str], seed: int) -> dict[str, list[float]]:
+    """95 % percentile intervals of AUROCs and of the gains over "unaligned", from a bootstrap of groups."""
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    members, rng = [torch.tensor(of) for of in rows.values()], torch.Generator().manual_seed(seed)
+    columns = -torch.stack(list(scores.values()), 1)
+    drawn = []
+    for _ in range(DRAWS):
+        chosen = torch.cat([members[i] for i in torch.randint(len(members), (len(members),), generator=rng).tolist()])
+        if true[chosen].any() and not true[chosen].all():
+            drawn.append(aurocs(columns[chosen], ~true[chosen]))
+    found = dict(zip(scores, torch.stack(drawn).T, strict=True))
+    if "unaligned" in found:
+        found |= {f"{name} gain": found[name] - found["unaligned"] for name in ("aligned", "paired") if name in found}
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return {name: [round(float(bound), 4) for bound in areas.quantile(bounds)] for name, areas in found.items()}
 
 
 def _aligned(alignment: SubspaceAlignment, states: Tensor, true: Tensor) -> Linear:

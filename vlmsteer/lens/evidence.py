@@ -90,7 +90,8 @@ def evidence(
 
     Args:
         answer: taken as if the model had said it; by default what it says, under the recipe.
-        recipe: active while the answer is written and while it is read.
+        recipe: active while the answer is written and while it is read; its rules of decoding choose words, so they
+            act in writing only.
         method: "activation" (`activation_maps`), "attention" (`attention`, the mean of heads and layers) or "occlusion"
             (`occlusion`).
         options: of attention `layers`; of occlusion `window`, `stride`, `fill` and `batch_size`.

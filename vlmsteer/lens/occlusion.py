@@ -75,7 +75,7 @@ def hide(image: Image.Image, box: Tensor, fill: str) -> Image.Image:
     area = (left, top, right, bottom)
     hidden = image.copy()
     if fill == "blur":
-        hidden.paste(image.filter(ImageFilter.GaussianBlur(max(right - left, bottom - top) / 2)).crop(area), area)
+        hidden.paste(image.crop(area).filter(ImageFilter.GaussianBlur(max(right - left, bottom - top) / 2)), area)
     elif fill == "gray":
         hidden.paste((128, 128, 128), area)
     else:

@@ -23,7 +23,7 @@ def raster(boxes: np.ndarray, values: np.ndarray, size: tuple[int, int]) -> np.n
         values: (cells,).
         size: width and height in pixels.
     """
-    total, count = np.zeros(size[::-1]), np.zeros(size[::-1])
+    total, count = np.zeros(size[::-1], np.float32), np.zeros(size[::-1], np.float32)
     known = ~(np.isnan(boxes).any(1) | np.isnan(values))
     edges = np.rint(boxes[known] * (*size, *size)).astype(int)
     for (left, top, right, bottom), value in zip(edges, values[known], strict=True):
@@ -67,7 +67,7 @@ def paint(
         raise InputError(f"A map covers a share from 0 to 1 and its scale ends above 0, not {alpha:g} and {most}.")
     pixels = raster(boxes, values, image.size)
     top = most or np.nanmax(pixels, initial=0) or 1.0
-    colors = matplotlib.colormaps[colormap](np.nan_to_num(pixels / top).clip(0, 1))[..., :3] * 255
-    cover = np.where(np.isnan(pixels), 0, alpha)[..., None]
-    under = np.asarray(image.convert("RGB"), float)
+    colors = matplotlib.colormaps[colormap](np.nan_to_num(pixels / top).clip(0, 1), bytes=True)[..., :3]
+    cover = np.where(np.isnan(pixels), 0, alpha)[..., None].astype(np.float32)
+    under = np.asarray(image.convert("RGB"))
     return Image.fromarray(np.rint(under * (1 - cover) + colors * cover).astype(np.uint8))

@@ -139,8 +139,8 @@ def test_shared_prefix_logits(session: Any, pictures: Pictures) -> None:
     """Mixed suffix lengths after one image: the same numbers as whole prompts, not only the same words."""
     encoded = session.encoder.encode([pictures[2]] * 3, QUESTIONS)
     steer = recipe(session, "text.*.block_out", size=2.0)
-    with session.instrument.installed(session._run(steer).sites):
-        prefilled, _ = session._read_prompt(encoded, steer, session._run(steer))
+    with session.instrument.installed(session.ready(steer).sites):
+        prefilled, _ = session._read_prompt(encoded, steer, session.ready(steer))
     whole = session.logits([pictures[2]] * 3, QUESTIONS, steer)
     torch.testing.assert_close(prefilled.logits, whole, atol=1e-4, rtol=1e-5)
 

@@ -33,6 +33,20 @@ class Tap(NamedTuple):
     heads: int | None = None
 
 
+class Placed(NamedTuple):
+    """An action's tensors on one device in one dtype, ready to meet (batch, tokens, width) states.
+
+    `vectors` are (rows, 1 or tokens, width), where `few` (n,) is given of these dimensions only; `strengths` are
+    (rows, 1, 1); `pushed`, for an addition, is their product; `solid` if the vectors are what the states become.
+    """
+
+    vectors: Tensor
+    strengths: Tensor
+    few: Tensor | None
+    pushed: Tensor | None
+    solid: bool
+
+
 class Action:
     """One edit at one site, for one recipe or for a batch whose rows carry different vectors and strengths.
 
@@ -49,8 +63,10 @@ class Action:
     ) -> None:
         self.positions, self.phase, self.operation = edit.positions, edit.phase, edit.operation
         self.vectors, self.strengths, self.active, self.gates = vectors, strengths, active, gates
-        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._half = edit.operation in PLAIN_IN_HALF
         self._few = _few(edit.operation, vectors)
+        self._placed: dict[tuple[torch.device, torch.dtype], Placed] = {}
+        self._acting: tuple[tuple[int, int, torch.device], Tensor | None, Tensor, Tensor] | None = None
 
     def __call__(
         self,
@@ -68,23 +84,71 @@ class Action:
         """
         if selection is None:
             return states
-        dtype = states.dtype
-        if self.operation not in PLAIN_IN_HALF:
-            dtype = torch.promote_types(dtype, torch.float32)
-        vectors, strengths, few = self._on(states.device, dtype)
-        operation, each = OPERATIONS[self.operation], self.vectors.dim() == 3
-        if selection is EVERY and self.active is None and acts is None and states.dim() == 3:
-            if each and vectors.shape[1] != states.shape[1]:
-                raise self._count(states.shape[1])
-            if few is not None and states.shape[1] > 1:
-                changed = operation(states.index_select(-1, few).to(dtype), vectors[:, few], strengths)
-                return states.index_copy(-1, few, changed.to(states.dtype))
-            aims = vectors if each else vectors[:, None]
-            return operation(states.to(dtype), aims, strengths[:, None]).to(states.dtype)
+        dtype = states.dtype if self._half else torch.promote_types(states.dtype, torch.float32)
+        placed = self._on(states.device, dtype)
+        if selection is EVERY and acts is None and states.dim() == 3:
+            return self._everywhere(states, placed, dtype, group, owners)
+        return self._somewhere(states, placed, dtype, selection, group, owners, acts)
+
+    def _everywhere(
+        self, states: Tensor, placed: Placed, dtype: torch.dtype, group: int, owners: Tensor | None
+    ) -> Tensor:
+        """Every token of the rows it acts on changed."""
+        if self.vectors.dim() == 3 and self.vectors.shape[1] != states.shape[1]:
+            raise self._count(states.shape[1])
+        if self.active is None:
+            return self._changed(states, placed, dtype)
+        at, callers = self._rows(states, group, owners)
+        if not len(at):
+            return states
+        own = placed._replace(
+            vectors=placed.vectors[callers],
+            strengths=placed.strengths[callers],
+            pushed=None if placed.pushed is None else placed.pushed[callers],
+        )
+        if len(at) == len(states):
+            return self._changed(states, own, dtype)
+        return states.index_copy(0, at, self._changed(states.index_select(0, at), own, dtype))
+
+    def _changed(self, states: Tensor, placed: Placed, dtype: torch.dtype) -> Tensor:
+        """All of (batch, tokens, width) states changed by as many rows of vectors, or by one."""
+        vectors, strengths, few, pushed, solid = placed
+        if pushed is not None:
+            return states + pushed
+        if few is None:
+            return OPERATIONS[self.operation](states.to(dtype), vectors, strengths).to(states.dtype)
+        if solid:
+            return states.index_copy(-1, few, vectors.expand(*states.shape[:2], -1))
+        changed = OPERATIONS[self.operation](states.index_select(-1, few).to(dtype), vectors, strengths)
+        return states.index_copy(-1, few, changed.to(states.dtype))
+
+    def _rows(self, states: Tensor, group: int, owners: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The rows of the batch that it acts on, and whose they are; step after step they are the same."""
+        known = self._acting
+        if known is None or known[0] != (len(states), group, states.device) or known[1] is not owners:
+            assert self.active is not None
+            callers = torch.arange(len(states)) // group if owners is None else owners.cpu()
+            at = self.active[callers].nonzero()[:, 0]
+            key = (len(states), group, states.device)
+            known = self._acting = (key, owners, at.to(states.device), callers[at].to(states.device))
+        return known[2:]
+
+    def _somewhere(
+        self,
+        states: Tensor,
+        placed: Placed,
+        dtype: torch.dtype,
+        selection: Selection,
+        group: int,
+        owners: Tensor | None,
+        acts: Tensor | None,
+    ) -> Tensor:
+        """The selected tokens changed, of rows that it acts on and whose gates let it."""
         rows, columns = selection
         if rows is None or columns is None:
             rows = torch.arange(states.shape[0], device=states.device).repeat_interleave(states.shape[1])
             columns = torch.arange(states.shape[1], device=states.device).repeat(states.shape[0])
+        vectors, strengths, few, *_ = placed
         keep = None if acts is None else acts.to(rows.device)[rows]
         if self.active is not None:
             caller = rows // group if owners is None else owners.to(rows.device)[rows]
@@ -94,13 +158,15 @@ class Action:
             caller = torch.zeros_like(rows)
         if keep is not None:
             rows, columns, caller = rows[keep], columns[keep], caller[keep]
-        place = self._places(rows) if each else None  # only rows it acts on need that many tokens
-        vectors = vectors if few is None else vectors[:, few]
-        if self.active is not None or each:
-            strengths = strengths[caller]
-            vectors = vectors[caller] if place is None else vectors[caller, place]
+        if self.vectors.dim() == 3:  # only rows it acts on need that many tokens
+            vectors, strengths = vectors[caller, self._places(rows)], strengths[caller, 0]
+        elif self.active is not None:
+            vectors, strengths = vectors[caller, 0], strengths[caller, 0]
+        else:
+            vectors, strengths = vectors[0], strengths[0]
         at = (rows, columns) if few is None else (rows[:, None], columns[:, None], few)
-        return states.index_put(at, operation(states[at].to(dtype), vectors, strengths).to(states.dtype))
+        changed = OPERATIONS[self.operation](states[at].to(dtype), vectors, strengths)
+        return states.index_put(at, changed.to(states.dtype))
 
     def _places(self, rows: Tensor) -> Tensor:
         """Which of its row's chosen tokens each is; they come row by row, in order."""
@@ -115,11 +181,17 @@ class Action:
             "learn it on images of this size, or with one vector for all tokens."
         )
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _on(self, device: torch.device, dtype: torch.dtype) -> Placed:
         key = (device, dtype)
         if key not in self._placed:
             few = None if self._few is None else self._few.to(device)
-            self._placed[key] = (self.vectors.to(device, dtype), self.strengths.to(device, dtype), few)
+            vectors, strengths = self.vectors.to(device, dtype), self.strengths.to(device, dtype)[:, None]
+            vectors = vectors if vectors.dim() == 3 else vectors[:, None]
+            vectors = vectors if few is None else vectors[..., few]
+            pushed = strengths * vectors if self.operation == "add" and few is None else None
+            solid = self.operation == "clamp" and few is not None and bool((strengths == 1).all())
+            solid = solid and not bool(vectors.isnan().any())
+            self._placed[key] = Placed(vectors, strengths, few, pushed, solid)
         return self._placed[key]
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlmsteer.hooks import Run
 from vlmsteer.prompts import Layout
+from vlmsteer.runs import Run
 
 if TYPE_CHECKING:
     from vlmsteer.session import Session
@@ -45,12 +45,8 @@ def answer(session: Session, last: Layout, cache: Any, run: Run, count: int, lim
     written = torch.full((owners.numel(), limit), padding, device=device)
     finished = torch.zeros(owners.numel(), dtype=torch.bool, device=device)
     for step in range(limit):
-        itself = torch.eye(owners.shape[1], dtype=torch.bool, device=device)
-        sees = torch.cat([sees, itself.expand(len(sees), -1, -1)], 2)
-        hidden = torch.zeros(sees.shape, dtype=session.model.dtype, device=device)
-        hidden.masked_fill_(~sees, torch.finfo(hidden.dtype).min)
-        inputs = {"input_ids": tokens, "attention_mask": hidden[:, None], "logits_to_keep": tokens.shape[1]}
-        outputs = session.forward(Layout(inputs, positions, last.prompt), replace(run, owners=owners), cache)
+        sees = _with_itself(sees)
+        outputs = _step(session, Layout({"input_ids": tokens}, positions, last.prompt), sees, run, owners, cache)
         cache, tokens = outputs.past_key_values, outputs.logits.argmax(-1).to(device)
         tokens = tokens.masked_fill(finished[owners], padding)
         written[owners, step] = tokens
@@ -68,3 +64,27 @@ def answer(session: Session, last: Layout, cache: Any, run: Run, count: int, lim
         order = finished[owners[going]].int().argsort(dim=1, stable=True)[:, :width]
         owners, tokens, positions, sees = (kept[going[:, None], order] for kept in (owners, tokens, positions, sees))
     return written
+
+
+def first(session: Session, last: Layout, cache: Any, run: Run, count: int) -> Tensor:
+    """(rows, count, vocabulary) logits of the next token; the arguments are those of `answer`."""
+    prompt = last.inputs["attention_mask"]
+    owners = torch.arange(len(prompt) * count, device=last.positions.device).view(-1, count)
+    tokens, positions = last.inputs["input_ids"].repeat(1, count), last.positions.repeat_interleave(count, 1)
+    sees = _with_itself(prompt[:, None, :-1].bool().expand(-1, count, -1))
+    outputs = _step(session, Layout({"input_ids": tokens}, positions, last.prompt), sees, run, owners, cache)
+    return outputs.logits.to(session.device)
+
+
+def _with_itself(sees: Tensor) -> Tensor:
+    """What each branch sees, and its own new token."""
+    itself = torch.eye(sees.shape[1], dtype=torch.bool, device=sees.device)
+    return torch.cat([sees, itself.expand(len(sees), -1, -1)], 2)
+
+
+def _step(session: Session, layout: Layout, sees: Tensor, run: Run, owners: Tensor, cache: Any) -> Any:
+    """One token of every branch: `sees` (rows, branches, columns) is what it sees, `owners` whose it is."""
+    hidden = torch.zeros(sees.shape, dtype=session.model.dtype, device=sees.device)
+    hidden.masked_fill_(~sees, torch.finfo(hidden.dtype).min)
+    inputs = {**layout.inputs, "attention_mask": hidden[:, None], "logits_to_keep": sees.shape[1]}
+    return session.forward(layout._replace(inputs=inputs), replace(run, owners=owners), cache)

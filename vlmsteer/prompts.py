@@ -1,7 +1,7 @@
 """From images and questions to token batches: prompts in the model's own chat format, laid out whole or split.
 
 Rows are kept without padding; a `Layout` is one way to bring them to the model. Split layouts put the tokens up to the
-end of the image (the same for every row) before the rest, so that rows about one image can share them.
+end of the image before the rest, so that rows about one image can share them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vlmsteer.adapters.family import Family
 from vlmsteer.errors import InputError
-from vlmsteer.hooks import Prompt
 from vlmsteer.images import open_image
+from vlmsteer.runs import Prompt
 
 
 class Layout(NamedTuple):
@@ -81,22 +81,9 @@ class Encoded:
     image_token: int
     start: int | None = None
 
-    @property
-    def images_used(self) -> int:
-        return len(set(self.owners))
-
-    @property
-    def shareable(self) -> bool:
-        """True if every row begins with the same tokens up to the end of its image."""
-        first = self.rows[0]
-        return all(
-            owner >= 0 and row.prefix == first.prefix and torch.equal(row.ids[: row.prefix], first.ids[: first.prefix])
-            for row, owner in zip(self.rows, self.owners, strict=True)
-        )
-
     def whole(self, device: torch.device) -> Layout:
         """Left-padded prompts with an image for each row that has one; given answers follow, padded on the right."""
-        layout = self._padded(0, device)
+        layout = self._padded([0] * len(self.rows), device)
         shown = [row for row, owner in enumerate(self.owners) if owner >= 0]
         layout.inputs.update(_one_after_the_other([self.images[self.owners[row]] for row in shown], device))
         layout.inputs.update(_side_by_side([self.rows[row].asked for row in shown], device))
@@ -125,37 +112,48 @@ class Encoded:
         }
         return Layout(inputs, torch.cat([positions, further], 1), layout.prompt)
 
-    def split(self, device: torch.device) -> tuple[Layout, Layout]:
-        """The shared prefix, one row an image, and the rest of each row padded between the two."""
-        length, firsts = self.rows[0].prefix, [self.owners.index(number) for number in range(len(self.images))]
-        ids = torch.stack([self.rows[row].ids[:length] for row in firsts]).to(device)
-        positions = torch.stack([self.rows[row].positions[:length] for row in firsts]).to(device)
-        suffix = self._padded(length, device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **_one_after_the_other(self.images, device)}
-        shown = torch.zeros(len(firsts), suffix.prompt.columns, dtype=torch.bool, device=device)
+    def prefix(self, rows: Sequence[int], device: torch.device) -> Layout:
+        """The tokens of these rows up to their image's end, padded on the left."""
+        lengths = [self.rows[row].prefix for row in rows]
+        ids, mask = self._flush([self.rows[row].ids[: self.rows[row].prefix] for row in rows], self.padding, device)
+        positions, _ = self._flush([self.rows[row].positions[: self.rows[row].prefix] for row in rows], 0, device)
+        images = _one_after_the_other([self.images[self.owners[row]] for row in rows], device)
+        columns = max(lengths) + max(len(row.ids) - row.prefix for row in self.rows)
+        shown = torch.zeros(len(rows), columns, dtype=torch.bool, device=device)
         asked = shown.clone()  # the question comes after its image
-        shown[:, :length] = ids == self.image_token
-        return Layout(inputs, positions, Prompt(suffix.prompt.columns, asked, shown)), suffix
+        shown[:, : ids.shape[1]] = ids == self.image_token
+        return Layout({"input_ids": ids, "attention_mask": mask, **images}, positions, Prompt(columns, asked, shown))
 
-    def _padded(self, before: int, device: torch.device) -> Layout:
-        """What follows the first `before` tokens of each row, padded to the left of it."""
-        length = max(len(row.ids) for row in self.rows) - before
-        columns = before + length
+    def suffix(self, device: torch.device) -> Layout:
+        """What follows each row's image; its cached beginning is padded on the left, and so is what follows."""
+        layout = self._padded([row.prefix for row in self.rows], device)
+        begun = max(row.prefix for row in self.rows)
+        return self._answered(layout._replace(prompt=layout.prompt._replace(begun=begun)))
 
-        def flush(name: str, fill: int) -> Tensor:
-            parts = [getattr(row, name)[before:] for row in self.rows]
-            return torch.stack(
-                [torch.cat([part.new_full((length - len(part), *part.shape[1:]), fill), part]) for part in parts]
-            ).to(device)
+    def _padded(self, skips: Sequence[int], device: torch.device) -> Layout:
+        """What follows the first tokens of each row, padded to the left of it; `skips` says how many these are."""
+        rows, before = list(zip(self.rows, skips, strict=True)), max(skips)
+        ids, given = self._flush([row.ids[skip:] for row, skip in rows], self.padding, device)
+        asked, _ = self._flush([row.question[skip:] for row, skip in rows], 0, device)
+        positions, _ = self._flush([row.positions[skip:] for row, skip in rows], 0, device)
+        none = torch.zeros(len(rows), before, dtype=torch.bool, device=device)
+        begun = torch.arange(before, device=device) >= before - torch.tensor(skips, device=device)[:, None]
+        prompt = Prompt(
+            before + ids.shape[1], torch.cat([none, asked], 1), torch.cat([none, ids == self.image_token], 1)
+        )
+        mask = torch.cat([begun.long(), given], 1)
+        return Layout({"input_ids": ids, "attention_mask": mask}, positions, prompt)
 
-        mask = torch.zeros(len(self.rows), columns, dtype=torch.long)
-        for i, row in enumerate(self.rows):
-            mask[i, :before] = 1
-            mask[i, columns - (len(row.ids) - before) :] = 1
-        ids, asked = flush("ids", self.padding), flush("question", 0)
-        none = torch.zeros(len(self.rows), before, dtype=torch.bool, device=device)
-        prompt = Prompt(columns, torch.cat([none, asked], 1), torch.cat([none, ids == self.image_token], 1))
-        return Layout({"input_ids": ids, "attention_mask": mask.to(device)}, flush("positions", 0), prompt)
+    def _flush(self, parts: Sequence[Tensor], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Parts of rows as one batch, flush right, and which of its columns are no padding."""
+        length = max(len(part) for part in parts)
+        both = [
+            (torch.cat([part.new_full((length - len(part), *part.shape[1:]), fill), part]), length - len(part))
+            for part in parts
+        ]
+        lacks = torch.tensor([lack for _, lack in both])
+        given = (torch.arange(length) >= lacks[:, None]).long()
+        return torch.stack([whole for whole, _ in both]).to(device), given.to(device)
 
 
 def _one_after_the_other(images: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:

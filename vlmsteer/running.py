@@ -133,6 +133,80 @@ class Covariance:
         return _signed(directions[:, order].T, self.mean), variances[order].clamp_min(0)
 
 
+class Difference:
+    """The mean of the rows that are marked minus the mean of the others (a difference of means)."""
+
+    def __init__(self) -> None:
+        self.marked, self.others = Mean(), Mean()
+
+    def update(self, rows: Tensor, marks: Tensor) -> Self:
+        """Take in `rows`, (n, ...), and which of them are marked, (n,) bool."""
+        if marks.dtype != torch.bool or marks.shape != rows.shape[:1]:
+            raise InputError(f"{len(rows)} rows need as many marks, each true or false, not {tuple(marks.shape)}.")
+        marks = marks.to(rows.device)
+        self.marked.update(rows[marks])
+        self.others.update(rows[~marks])
+        return self
+
+    def __add__(self, other: Difference) -> Difference:
+        both = copy(self)
+        both.marked, both.others = self.marked + other.marked, self.others + other.others
+        return both
+
+    @property
+    def difference(self) -> Tensor:
+        """Marked minus others, float64."""
+        return self.marked.mean - self.others.mean
+
+
+class Largest:
+    """The k largest values of every number, and which rows have them (what a neuron fires at).
+
+    Args:
+        k: how many.
+    """
+
+    def __init__(self, k: int) -> None:
+        if type(k) is not int or k < 1:
+            raise InputError(f"The largest values are 1 or more of each number, not {k!r}.")
+        self.k = k
+        self._values, self._rows = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+
+    def update(self, rows: Tensor, numbers: Tensor) -> Self:
+        """Take in `rows`, (n, ...), and their numbers, (n,) integers."""
+        rows, numbers = rows.detach().cpu().float(), numbers.detach().cpu().long()
+        if numbers.shape != rows.shape[:1]:
+            raise InputError(f"{len(rows)} rows need as many numbers, not {tuple(numbers.shape)}.")
+        return self._join(rows, numbers.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape))
+
+    def _join(self, values: Tensor, rows: Tensor) -> Self:
+        if self._values.numel():
+            _same(self._values.shape[1:], values.shape[1:])
+            values, rows = torch.cat([self._values, values]), torch.cat([self._rows, rows])
+        # Of equal values the row with the smaller number comes first, whatever the order they came in.
+        order = rows.argsort(dim=0, stable=True)
+        values, rows = values.gather(0, order), rows.gather(0, order)
+        order = values.argsort(dim=0, descending=True, stable=True)[: self.k]
+        self._values, self._rows = values.gather(0, order), rows.gather(0, order)
+        return self
+
+    def __add__(self, other: Largest) -> Largest:
+        if self.k != other.k:
+            raise InputError(f"The {self.k} largest and the {other.k} largest cannot be merged.")
+        both = copy(self)
+        return both._join(other._values, other._rows) if other._values.numel() else both
+
+    @property
+    def values(self) -> Tensor:
+        """(k, ...) float32, largest first; fewer where fewer rows were read."""
+        return self._values
+
+    @property
+    def rows(self) -> Tensor:
+        """(k, ...) the numbers of the rows that have them."""
+        return self._rows
+
+
 class Components:
     """The top principal components of rows too wide for a covariance, by incremental singular value decomposition.
 

@@ -17,16 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmsteer import branches, decoding
+from vlmsteer import decoding, grids, prefixes
 from vlmsteer.actions import compile_actions, compile_rules
 from vlmsteer.adapters.family import Family
 from vlmsteer.errors import InputError, ModelError, RecipeError, SiteError, did_you_mean
-from vlmsteer.hooks import Instrument, Prompt, Run
+from vlmsteer.hooks import Instrument
 from vlmsteer.images import open_image
+from vlmsteer.prefixes import Begun, Prefixes
 from vlmsteer.prompts import Encoded, Encoder, Layout
 from vlmsteer.recipe import Recipe
+from vlmsteer.runs import Enough, Prompt, Run
 from vlmsteer.sites import Site, expand
-from vlmsteer.states import States
+from vlmsteer.states import Sink, States
 from vlmsteer.streams import Prefilled, Stream, greedy
 from vlmsteer.tokens import OF_ROWS, PHASES, Positions, check_positions
 from vlmsteer.vectors import PerQuestion
@@ -41,6 +43,7 @@ class Session:
         name: as given to `load`.
         family: the family's declaration.
         sites: every site of the model, in network order.
+        prefixes: what is kept of images that were asked about; `prefixes.limit` says how much.
     """
 
     def __init__(self, model: Any, processor: Any, name: str, family: Family, revision: str | None = None) -> None:
@@ -49,13 +52,14 @@ class Session:
         self.sites = list(self.taps)
         self.encoder = Encoder(processor, model.config, family)
         self.instrument = Instrument(model, self.taps, family, self.encoder.image_token)
+        self.prefixes = Prefixes()
         end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
         self.ends = torch.tensor(ends, dtype=torch.long, device=self.device)
         # Weights that are fetched when they are needed are there for one forward at a time.
-        fetched = any(weight.is_meta for weight in model.parameters())
-        self._turn = threading.RLock() if fetched else nullcontext()
+        self._fetched = any(weight.is_meta for weight in model.parameters())
+        self._turn = threading.RLock() if self._fetched else nullcontext()
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +119,7 @@ class Session:
         positions: Positions = "last",
         phase: str = "prefill",
         grad: bool = False,
+        into: Sink | None = None,
     ) -> Iterator[States]:
         """Collect the states at some sites of every forward inside the block.
 
@@ -124,6 +129,7 @@ class Session:
             phase: "prefill", "decode" or "both".
             grad: keep the graph; the tensors of `states.rows(site)` then lie on the way to the output, so that
                 `torch.autograd.grad(logits, states.rows(site))` is defined.
+            into: takes in what is read, site by site, so that nothing is collected (`states.States`).
 
         Raises:
             SiteError: if a site or the positions do not exist.
@@ -131,7 +137,7 @@ class Session:
         sites = expand(patterns, self.sites)
         if phase not in PHASES:
             raise SiteError(f"There is no phase {phase!r}{did_you_mean(phase, PHASES)}")
-        states = States(sites, check_positions(positions), phase, self.taps, grad)
+        states = States(sites, check_positions(positions), phase, self.taps, grad, into)
         run = Run(states=states)
         with self.instrument.installed(run.sites), self.instrument.active(run):
             yield states
@@ -144,11 +150,11 @@ class Session:
             RecipeError: if a recipe was made for another model.
             SiteError: if it names a site that this model does not have.
         """
-        run = self._run(recipes)
+        run = self.ready(recipes)
         with self.instrument.installed(run.sites), self.instrument.active(run):
             yield
 
-    def _run(self, recipes: Recipes, prompt: Prompt | None = None, owners: Sequence[int] = ()) -> Run:
+    def ready(self, recipes: Recipes, owners: Sequence[int] = (), prompt: Prompt | None = None) -> Run:
         """What `recipes` mean for this model; `owners` has -1 for rows that show no image."""
         self.check(recipes)
         listed = [recipes] * len(owners) if recipes is None or isinstance(recipes, Recipe) else recipes
@@ -227,7 +233,7 @@ class Session:
             settled = self.settle(recipe, [image], [question])
             encoded = self.encoder.encode([image], [question])
             layout = encoded.whole(self.device)
-            run = self._run(settled, layout.prompt, encoded.owners)
+            run = self.ready(settled, encoded.owners, layout.prompt)
             with self.instrument.installed(run.sites), self.instrument.active(run), torch.no_grad(), self._turn:
                 tokens = self.family.generate(self.model, layout.inputs, max_new_tokens=max_new_tokens, **generation)
         return self.encoder.decode(tokens[0, layout.positions.shape[1] :])
@@ -260,7 +266,7 @@ class Session:
         """
         encoded = encoded or self.encoder.encode(images, questions)
         recipes = self.settle(recipes, images, questions)
-        run = self._run(recipes, owners=encoded.owners)
+        run = self.ready(recipes, encoded.owners)
         with self.instrument.installed(run.sites):
             prefilled, run = self._read_prompt(encoded, recipes, run)
             yield Stream(self, prefilled, run)
@@ -305,26 +311,34 @@ class Session:
         Recipes that only touch the last position share one prefill of the prompt; then each (question, recipe) is a row
         of single-token passes, at most `cells` rows at once. Other recipes are run one after the other.
         """
-        recipes = list(recipes)
-        if len(images) != len(questions) or not recipes:
-            raise InputError("A grid needs as many images as questions, and at least one recipe (None is one).")
         self.check_words()
-        if len(recipes) > cells:
-            parts = [
-                self.ask_grid(images, questions, recipes[i : i + cells], max_new_tokens, batch_size, cells)
-                for i in range(0, len(recipes), cells)
-            ]
-            return [[answer for part in row for answer in part] for row in zip(*parts, strict=True)]
-        if not all(recipe is None or recipe.last_only for recipe in recipes):
-            columns = [self.ask_many(images, questions, recipe, max_new_tokens, batch_size) for recipe in recipes]
-            return [list(row) for row in zip(*columns, strict=True)]
-        answers: list[list[str]] = []
-        rows = max(1, min(batch_size, cells // max(1, len(recipes))))
-        for first in range(0, len(questions), rows):
-            encoded = self.encoder.encode(images[first : first + rows], questions[first : first + rows])
-            flat = self._grid(encoded, recipes, max_new_tokens)
-            answers += [flat[i : i + len(recipes)] for i in range(0, len(flat), len(recipes))]
-        return answers
+        return grids.answers(self, images, questions, list(recipes), max_new_tokens, batch_size, cells)
+
+    def sweep(
+        self,
+        images: Sequence[Image.Image | str | None],
+        questions: Sequence[str],
+        recipe: Recipe,
+        strengths: Sequence[float],
+        layers: Sequence[int] | None = None,
+        max_new_tokens: int = 0,
+        batch_size: int = 32,
+        cells: int = 512,
+    ) -> grids.Sweep:
+        """One recipe in each of some layers of the text tower alone, at each of some strengths.
+
+        A recipe of the last position takes one prefill, then a row of a single-token pass for each cell.
+
+        Args:
+            layers: by default all that the recipe edits.
+            max_new_tokens: of answers; with 0 there are next-token logits instead.
+            cells: how many (question, layer, strength) are computed at once; less needs less memory.
+
+        Raises:
+            InputError: if there are no layers or strengths, or not as many images as questions.
+            RecipeError: if the recipe has rules, or does not edit a layer.
+        """
+        return grids.sweep(self, images, questions, recipe, strengths, layers, max_new_tokens, batch_size, cells)
 
     def logits(
         self,
@@ -350,7 +364,8 @@ class Session:
 
         Args:
             answers: what follows each prompt, as if the model had generated it.
-            keep: how many of the last columns logits are wanted of; shorter answers are padded on the right.
+            keep: how many of the last columns logits are wanted of; shorter answers are padded on the right. If none,
+                the forward ends after the last site that open `read` blocks ask for.
 
         Returns:
             (rows, keep, vocabulary).
@@ -363,12 +378,21 @@ class Session:
         return self._run_whole(encoded, self.settle(recipes, images, questions), keep, grad)
 
     def _run_whole(self, encoded: Encoded, recipes: Recipes, keep: int, grad: bool = False) -> Tensor:
-        layout = encoded.whole(self.device)
-        layout.inputs["logits_to_keep"] = keep  # pyright: ignore[reportArgumentType]
-        run = self._run(recipes, layout.prompt, encoded.owners)
+        run = self.ready(recipes, encoded.owners)
+        if not keep and not self._fetched:  # weights that are fetched must also be brought back
+            run = replace(run, end=self.instrument.last_read())
         with self.instrument.installed(run.sites):
-            outputs = self.forward(layout, run, None, grad, use_cache=False)
-        return outputs.logits[:, -keep:].to(self.device)
+            if keep:
+                begun = Begun(prefixes.seen(self, encoded, recipes, encoded.whole(self.device), run))
+            else:
+                begun = prefixes.begin(self, encoded, recipes, run, keep=False)
+            run = replace(run, prompt=begun.layout.prompt)
+            begun.layout.inputs["logits_to_keep"] = max(keep, 1)  # pyright: ignore[reportArgumentType]
+            try:
+                outputs = self.forward(begun.layout, run, begun.cache, grad, use_cache=begun.cache is not None)
+            except Enough:
+                return torch.empty(len(encoded.rows), 0, self.model.config.get_text_config().vocab_size)
+        return outputs.logits[:, outputs.logits.shape[1] - keep :].to(self.device)
 
     def score(
         self,
@@ -399,66 +423,27 @@ class Session:
 
     def forward(self, layout: Layout, run: Run, cache: Any, grad: bool = False, use_cache: bool = True) -> Any:
         """One forward of the model with what `run` does; its hooks must be installed."""
-        with self.instrument.active(run), torch.set_grad_enabled(grad), self._turn:
+        with self.acting(run, grad):
             return self.family.call(self.model, dict(layout.inputs), layout.positions, cache, use_cache)
 
-    def _prefill(self, layout: Layout, run: Run, past: Any = None, grad: bool = False, cache: bool = True) -> Prefilled:
+    @contextmanager
+    def acting(self, run: Run, grad: bool = False) -> Iterator[None]:
+        """What `run` does acts on calls of the model, or of parts of it; its hooks must be installed."""
+        with self.instrument.active(run), torch.set_grad_enabled(grad), self._turn:
+            yield
+
+    def prefill(self, layout: Layout, run: Run, past: Any = None, grad: bool = False, cache: bool = True) -> Prefilled:
+        """Tokens read after those that `past` holds; the hooks of `run` must be installed."""
         outputs = self.forward(layout, replace(run, prompt=layout.prompt), past, grad, cache)
         mask, position = layout.inputs["attention_mask"], layout.positions[:, -1:]
         return Prefilled(outputs.logits[:, -1].to(self.device), outputs.past_key_values, mask, position)
 
     def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run) -> tuple[Prefilled, Run]:
-        """Prefill; rows about one image share its prefix, with what one recipe for all does there."""
-        listed = [recipes] if recipes is None or isinstance(recipes, Recipe) else recipes
-        untouched = all(recipe is None or recipe.last_only for recipe in listed)
-        if self._may_share(encoded) and (untouched or (isinstance(recipes, Recipe) and recipes.same_prefix)):
-            suffix, shared = self._share(encoded, Run() if untouched else Run(run.actions))
-            return self._prefill(suffix, run, shared), replace(run, prompt=suffix.prompt)
-        layout = encoded.whole(self.device)
-        return self._prefill(layout, run), replace(run, prompt=layout.prompt)
-
-    def _share(self, encoded: Encoded, run: Run) -> tuple[Layout, Any]:
-        """What is left of each prompt after its image, and a cache that has read each image once."""
-        prefix, suffix = encoded.split(self.device)
-        cache = self._prefill(prefix, run).cache
-        cache.batch_select_indices(torch.tensor(encoded.owners, device=self.device))
-        return suffix, cache
-
-    def _may_share(self, encoded: Encoded) -> bool:
-        return (
-            self.family.image_first
-            and encoded.shareable
-            and not self.instrument.busy
-            and encoded.images_used < len(encoded.rows)
-        )
-
-    def _grid(self, encoded: Encoded, recipes: list[Recipe | None], limit: int) -> list[str]:
-        """Answers by question, then recipe: one prefill of all but the last token, then rows with their own recipes."""
-        count = len(recipes)
-        run = self._run([recipe for _ in encoded.rows for recipe in recipes])
-        if self.instrument.busy:
-            raise SiteError("A grid of recipes cannot run inside another read or apply block of the same model.")
-        cache = None
-        if self._may_share(encoded):
-            layout, cache = self._share(encoded, Run())
-        else:
-            layout = encoded.whole(self.device)
-        body, last = layout.cut(1)
-        if body is not None:
-            cache = self._prefill(body, Run(), cache).cache
-        if branches.possible(self.model, cache):
-            run = replace(run, prompt=last.prompt)
-            with self.instrument.installed(run.sites):
-                return self._decode(branches.answer(self, last, cache, run, count, limit))
-        if cache is not None:
-            cache.batch_repeat_interleave(count)
-        last = last.repeat(count)
-        run = replace(run, prompt=last.prompt)
-        with self.instrument.installed(run.sites):
-            return self._finish(self._prefill(last, run, cache), run, limit)
-
-    def _finish(self, prefilled: Prefilled, run: Run, limit: int) -> list[str]:
-        return self._decode(torch.stack(list(greedy(Stream(self, prefilled, run), limit)), 1))
+        """Prefill what has not been read before."""
+        begun = prefixes.begin(self, encoded, recipes, run)
+        prefilled = self.prefill(begun.layout, run, begun.cache)
+        begun.keep(self.prefixes, prefilled.cache)
+        return prefilled, replace(run, prompt=begun.layout.prompt)
 
     def _decode(self, tokens: Tensor) -> list[str]:
         return [self.encoder.decode(row) for row in tokens]

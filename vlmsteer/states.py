@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,15 +13,27 @@ from vlmsteer.errors import SiteError
 from vlmsteer.sites import HEADS, Site
 from vlmsteer.tokens import Positions, Selection
 
+Sink = Callable[[Site, Tensor, Tensor], None]
+
 
 class States:
-    """What a reader collected: `states[site]` is (rows, width), or (rows, tokens, width) if a row has several."""
+    """What a reader collected: `states[site]` is (rows, width), or (rows, tokens, width) if a row has several.
+
+    With `into` nothing is collected: it is called inside the hooks with a site, the number of each chosen token's row
+    (tokens,), and the tokens (tokens, width).
+    """
 
     def __init__(
-        self, sites: Sequence[Site], positions: Positions, phase: str, taps: Mapping[Site, Tap], grad: bool
+        self,
+        sites: Sequence[Site],
+        positions: Positions,
+        phase: str,
+        taps: Mapping[Site, Tap],
+        grad: bool,
+        into: Sink | None = None,
     ) -> None:
         self.sites, self.positions, self.phase, self.grad = list(sites), positions, phase, grad
-        self._taps = taps
+        self._taps, self._into = taps, into
         self._parts: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
         self._base: Counter[Site] = Counter()
         self._batch: Counter[Site] = Counter()
@@ -45,6 +57,9 @@ class States:
         chosen, numbers = states[rows, columns], rows + self._base[site]
         if site.point in HEADS:
             chosen = chosen.unflatten(-1, (self._taps[site].heads or 1, -1))
+        if self._into is not None:
+            self._into(site, numbers, chosen.detach())
+            return states
         if not self.grad:
             self._parts[site].append((numbers, chosen.detach()))
             return states

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vlmsteer.errors import InputError
-from vlmsteer.hooks import Run
 from vlmsteer.prompts import Layout
+from vlmsteer.runs import Run
 
 if TYPE_CHECKING:
     from vlmsteer.session import Session

@@ -74,6 +74,7 @@ class Frame:
         image: (batch, length) True at image tokens; None where the caller gave embeddings instead of ids.
         question: (batch, length) True at the question's tokens; None if unknown.
         prompt_columns: how many columns the whole prompt has.
+        begun: how many columns of the prompt were read before, by themselves.
         again: whether these are the rows of the forward before, with other values (a further step of a flow).
     """
 
@@ -85,6 +86,7 @@ class Frame:
     valid: torch.Tensor | None = None
     image: torch.Tensor | None = None
     question: torch.Tensor | None = None
+    begun: int = 0
     again: bool = False
     _selections: dict[tuple[Positions, str], Selection | None] = field(default_factory=dict)
     _missing: dict[tuple[Positions, str], dict[int, str]] = field(default_factory=dict)

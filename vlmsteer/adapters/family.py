@@ -160,6 +160,8 @@ class Family:
             (or, merged, its cells) are, row by row; from the configuration, the images' grids and the length.
         positions: position of each token of a prompt, from the configuration, its ids and its image's tensors.
         call, generate: how the model is called.
+        look: where the question comes first, what the vision tower gives for images (images, tokens, width), from the
+            model and their pixels; `call` then takes it as `image_states` in place of the pixels.
         logit_scale: what the normalized stream is multiplied with before the unembedding.
         silent: of a family that does not answer in words: what it does instead, as a sentence.
         notes: what this family lacks or does otherwise, in sentences.
@@ -183,6 +185,7 @@ class Family:
     positions: Callable[[Any, Tensor, Mapping[str, Tensor] | None], Tensor] = counted
     call: Callable[..., Any] = call
     generate: Callable[..., Tensor] = generate
+    look: Callable[[Any, Tensor], Tensor] | None = None
     logit_scale: Callable[[Any], float] = lambda config: 1.0
     silent: str = ""
     notes: tuple[str, ...] = field(default=())

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlmsteer.adapters.family import CLIP_BLOCK, LLAMA_BLOCK, Family, Port, Projector, Sizes, Tower
@@ -56,6 +58,30 @@ def _t5_decoder_sizes(config: Any) -> Sizes:
     return _t5_sizes(config)._replace(layers=config.num_decoder_layers)
 
 
+def _look(model: Any, pixels: Tensor) -> Tensor:
+    return model.vision_model(pixel_values=pixels, return_dict=True)[0]
+
+
+def _asked(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with what the Q-Former makes of the vision tower's states, where these are given, not pixels."""
+    states = inputs.pop("image_states", None)
+    if states is None:
+        return inputs
+    queries = model.query_tokens.expand(len(states), -1, -1)
+    ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
+    asked = model.qformer(
+        input_ids=ids,
+        attention_mask=torch.cat([mask.new_ones(queries.shape[:2]), mask], 1),
+        query_embeds=queries,
+        encoder_hidden_states=states,
+        encoder_attention_mask=mask.new_ones(states.shape[:2]),
+        return_dict=True,
+    )
+    features = model.language_projection(asked[0][:, : queries.shape[1]])
+    image = SimpleNamespace(pooler_output=features, qformer_outputs=asked, vision_outputs=None)
+    return {**inputs, "pixel_values": None, "mm_encoder_outputs": {"image": image}}
+
+
 def _entry(model: Any, inputs: Mapping[str, Any]) -> Any:
     """The whole model while there are images to read, else its language model alone."""
     return model if "pixel_values" in inputs else model.language_model
@@ -64,6 +90,7 @@ def _entry(model: Any, inputs: Mapping[str, Any]) -> Any:
 def _call(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, use_cache: bool) -> Any:
     inputs.setdefault("logits_to_keep", 1)
     more = {"position_ids": positions, "past_key_values": cache, "use_cache": use_cache}
+    inputs = _asked(model, inputs)
     outputs = _entry(model, inputs)(**inputs, **more)
     return getattr(outputs, "language_model_outputs", outputs)
 
@@ -115,7 +142,7 @@ def _call_t5(model: Any, inputs: dict[str, Any], positions: Tensor, cache: Any, 
             use_cache=use_cache,
         )
         return Answered(outputs.logits[:, -keep:], Encoded(outputs.past_key_values, cache.states, cache.mask))
-    prompt = _prompt(inputs)
+    prompt = _asked(model, _prompt(inputs))
     arguments = {**prompt, "decoder_input_ids": tokens, "use_cache": use_cache}
     if tokens.shape[1] > 1:
         arguments["decoder_attention_mask"] = mask
@@ -155,6 +182,7 @@ INSTRUCTBLIP = Family(
     skip=lambda config: 1,
     call=_call,
     generate=_generate,
+    look=_look,
     notes=(
         "the Q-Former's queries are no cells of the image: no patch grid after it",
         "the Q-Former reads the question, so questions about one image cannot share how it is seen",

@@ -14,7 +14,7 @@ import gradio as gr
 import torch
 
 from vlmsteer.errors import InputError
-from vlmsteer_ui import api, style
+from vlmsteer_ui import api, stories, style
 from vlmsteer_ui import page as top
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.tabs import record
@@ -32,6 +32,7 @@ def build(bench: Workbench) -> gr.Blocks:
         title="vlmsteer workbench", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
     ) as demo:
         controls, status = top.header(bench)
+        told = stories.strip()
         wire = Wiring(bench, status)
         page = top.build(bench, wire, controls)
         with gr.Tabs(elem_id="tabs"):
@@ -40,6 +41,7 @@ def build(bench: Workbench) -> gr.Blocks:
                 with gr.Tab(module.TITLE, id=name, elem_id=f"tab-{name}") as page.tabs[name]:
                     wire(page.tabs[name].select, partial(opened, name), outputs=[page.tab], queue=False)
                     module.build(bench, page)
+        stories.build(bench, page, told)
         api.build(bench)
         wire(
             demo.load, unlinked, [controls["link"], controls["model"], controls["vectors"]],

@@ -62,7 +62,7 @@ class Desk:
         """Keep a value for this visitor, at most `KEPT` of `BYTES` in all (one always); returns it. Old ones go."""
         self._kept[key] = value
         self._kept.move_to_end(key)
-        while len(self._kept) > 1 and (len(self._kept) > KEPT or sum(map(size, self._kept.values())) > BYTES):
+        while len(self._kept) > 1 and (len(self._kept) > KEPT or sum(map(size, [*self._kept.values()])) > BYTES):
             self._kept.popitem(last=False)
         return value
 

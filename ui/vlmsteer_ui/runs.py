@@ -137,6 +137,11 @@ class Runs:
         shipped = sorted(SHIPPED.glob("*/run.json"))
         return list(dict.fromkeys(path.parent.name for path in [*own, *shipped] if ID.fullmatch(path.parent.name)))
 
+    def told(self, story: str) -> list[dict[str, str]]:
+        """The shipped runs of a story: id and question of each."""
+        runs = [self.open(path.parent.name) for path in sorted(SHIPPED.glob("*/run.json"))]
+        return [{"id": run.id, "label": run.question} for run in runs if run.story == story]
+
     def save(self, run: Run) -> str:
         """Write a run's folder, whole or not at all; returns its id, which its content determines."""
         text = json.dumps({**run.as_dict(), "id": ""}, sort_keys=True, ensure_ascii=False)

@@ -68,6 +68,7 @@ def build(bench: Workbench, page: Page) -> None:
             apply_default_css=False, elem_id="robot-rows",
         )  # fmt: skip
     wire, shown = page.wire, [table, rows, curves, video]
+    page.controls["robot"] = [policy, task, vectors, said, seeds, sets, *shown]
     asked = [policy, task, vectors, said, seeds, sets, *page.asked[6:11]]
     wire(start.click, run, asked, shown, model=True, trigger_mode="once")
     wire(stop.click, halt, queue=False, said="Stopping.")

@@ -83,3 +83,11 @@ def pictures() -> list[Image.Image]:
         pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
         made.append(Image.fromarray(pixels.numpy()))
     return made
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The workbench of a server that offers the bundled models."""
+    from vlmsteer_ui.workbench import Workbench
+
+    return Workbench(["tiny-llava"], tmp_path_factory.mktemp("workbench"))

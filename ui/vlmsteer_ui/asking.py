@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Asked:
         asked = cls.of(run.model, run.image, run.question, run.prior, run.pixel, *panel)
         return replace(asked, max_new_tokens=run.max_new_tokens)
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str, str, int]:
         """What a baseline answer depends on."""
         pixels = b"" if self.image is None else self.image.tobytes() + str(self.image.size).encode()

@@ -87,9 +87,10 @@ def strip(found: Evidence | None, chosen: int, note: str = "") -> dict[str, Any]
 
 def seen(image: Image.Image, crop: Sequence[float], size: Sequence[int]) -> Image.Image:
     """The image cut and scaled as the model sees it, enlarged without smoothing where that is small."""
-    left, top, right, bottom = (edge * side for edge, side in zip(crop, (*image.size, *image.size), strict=True))
+    left, top, right, bottom = (round(edge * side) for edge, side in zip(crop, (*image.size, *image.size), strict=True))
+    part = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
     width, height = size
-    small = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    small = part.resize((width, height), Image.Resampling.BICUBIC)
     factor = max(1, -(-SIDE // max(width, height)))
     return small.resize((width * factor, height * factor), Image.Resampling.NEAREST)
 

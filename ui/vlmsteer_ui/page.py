@@ -121,11 +121,9 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
 def _panel(controls: dict[str, Any]) -> list[Any]:
     """The recipe panel, in the order of `Panel.of`."""
     controls["vectors"] = gr.CheckboxGroup(
-        [], label="Vectors (those that are on act together)", interactive=True, elem_id="vectors"
+        [], label="Vectors that act (strength 1: as learned)", interactive=True, elem_id="vectors"
     )
-    controls["strength"] = gr.Slider(
-        -3, 3, 1.0, step=0.05, label="Strength (learned: 1)", interactive=True, elem_id="strength"
-    )
+    controls["strength"] = gr.Slider(-3, 3, 1.0, step=0.05, label="Strength", interactive=True, elem_id="strength")
     with gr.Row(elem_id="layer-range"):
         for name in ("first", "last"):
             controls[name] = gr.Slider(

@@ -244,6 +244,13 @@ def test_compare_prints_a_page(main: Main, folder: Path, tmp_path: Path) -> None
     assert "| one+two |" in printed and "### Captions" in printed and "Yes/no" not in printed.partition("###")[2]
 
 
+def test_compare_gives_opera_the_attention_that_it_reads(main: Main, tiny: Any, tmp_path: Path) -> None:
+    METHODS.load("opera").learn(tiny, ()).save(tmp_path / "opera.safetensors")
+    code, printed, complaint = main("compare", tmp_path / "opera.safetensors", "--n", 10, "--questions", 0)
+    assert code == 0, complaint
+    assert "| opera |" in printed and "| opera, no random control |" in printed
+
+
 def test_files_of_one_name_keep_their_folders() -> None:
     assert titled(["a/x.safetensors", "vti", "b/y.safetensors"]) == {
         "a/x.safetensors": "x", "vti": "vti", "b/y.safetensors": "y"

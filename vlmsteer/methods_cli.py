@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from vlmsteer.console import AsJson, Model, Seed, layers_in, load, out, print_json, recipe_file, working, writable
 from vlmsteer.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from vlmsteer.recipe import Recipe
 
 Data = Annotated[
     str, typer.Option(help="'drawn', 'lures' (objects without their companions), or a JSONL file (see the README).")
@@ -128,6 +131,8 @@ def compare(
     asked = select_examples(data, "presence", "test", questions, seed) if questions else []
     session = load(model)
     session.check(list(recipes.values()))
+    if weighed(parts, recipes):
+        session.model.set_attn_implementation("eager")
     titles = titled(parts)
     with working("Starting") as update:
         fitted: dict[str, Fitted] = {}
@@ -159,6 +164,11 @@ def comparable() -> list[str]:
     from vlmsteer.registry import METHODS
 
     return [name for name in METHODS if METHODS.load(name).needs != "pairs"]
+
+
+def weighed(parts: Sequence[str], recipes: Mapping[str, Recipe]) -> bool:
+    """Whether an arm reads attention weights (OPERA); then all arms are measured with the attention that gives them."""
+    return "opera" in parts or any(rule.name == "overtrust" for one in recipes.values() for rule in one.rules)
 
 
 def joined(name: str) -> list[str]:

@@ -59,7 +59,7 @@ def build(bench: Workbench) -> None:
         "to": lambda: gr.Textbox("blue", label="The new color (a name or #rrggbb) or pattern"),
         "usual": lambda: gr.Textbox("", label="The usual color, where the table does not know the object"),
         "box": lambda: gr.JSON([], label="Where it is: left, top, right, bottom in pixels"),
-        "benchmark": lambda: gr.Textbox("vcf", label="The benchmark's name"),
+        "benchmark": lambda: gr.Textbox("pope", label="The benchmark's name"),
         "n": lambda: gr.Number(20, label=f"Questions, at most {benching.MOST}", precision=0),
         "seed": lambda: gr.Number(0, label="Which questions are drawn", precision=0),
         "strengths": lambda: gr.JSON([1.0], label="Multiples of the recipe's strength"),

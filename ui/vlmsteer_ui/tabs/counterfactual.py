@@ -153,8 +153,12 @@ def _masked(desk: Desk, work: Work, mode: Any) -> tuple[Any, ...]:
 
 def _cells(desk: Desk, work: Work) -> list[dict[str, Any]]:
     """The cells of the grid for a mask, with the answers that were asked for."""
-    key = ("edit cells", work.key, None if work.mask is None else editing.digest(work.mask))
+    key = _cells_key(work)
     return desk.recall(key) or desk.keep(key, edit_figures.cells(work))
+
+
+def _cells_key(work: Work) -> tuple[str, str, str]:
+    return "edit cells", work.key, "" if work.mask is None else editing.digest(work.mask)
 
 
 def fitted(bench: Workbench, desk: Desk, kind: Any) -> tuple[Any, ...]:
@@ -212,12 +216,10 @@ def keep(bench: Workbench, desk: Desk, name: Any) -> tuple[Any, str]:
     count, more = editing.add(desk.recall(KEY), bench.folder, name)
     name = name.strip()
     said = (
-        f"{name} has {count} pair{'s' if count > 1 else ''}, in sets/{name} of the workbench's folder: learn from it "
+        f"{count} pair{'s' if count > 1 else ''} in the set {name}: learn from it in the Vectors tab, or give "
+        f"sets/{name} of the workbench's folder to a command as --data. {more}"
     )
-    return (
-        gr.update(choices=list(dict.fromkeys([*editing.sets(bench.folder), "mine"])), value=name),
-        f"{said}in the Vectors tab, or give that folder to a command as --data. {more}".strip(),
-    )
+    return gr.update(choices=list(dict.fromkeys([*editing.sets(bench.folder), "mine"])), value=name), said.strip()
 
 
 def _draft(desk: Desk) -> Any:
@@ -244,8 +246,7 @@ def ask(bench: Workbench, desk: Desk, *values: Any) -> Iterator[dict[str, Any]]:
             cell.update(zip(("baseline", "steered"), said, strict=False))
             yield edit_figures.grid(cells)
             resident.give_way()
-    key = ("edit cells", work.key, editing.digest(work.mask) if work.mask else None)
-    desk.keep(key, cells)
+    desk.keep(_cells_key(work), cells)
     run = desk.run
     if run is not None and run.image is not None and editing.digest(run.image) in (work.key, work.shown):
         run.found[NAME] = {"cells": cells, "question": asked.question}

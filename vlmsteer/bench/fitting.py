@@ -14,6 +14,7 @@ from typing import Any
 from vlmsteer.bench.compare import Trial, Tuned, choose, trials
 from vlmsteer.bench.drawn_examples import select_examples
 from vlmsteer.bench.own_captions import cut_captions, own_captions
+from vlmsteer.bench.pairs import Split
 from vlmsteer.methods.method import Method
 from vlmsteer.recipe import Recipe
 from vlmsteer.session import Session
@@ -59,8 +60,8 @@ def learned(session: Session, method: Method, data: str, n: int, seed: int = 0, 
     return method.learn(session, answered(session, needs, material(needs, data, n, seed)), **options)
 
 
-def material(needs: str, data: str, n: int, seed: int = 0) -> Sequence[Any]:
-    """At most `n` examples of the learning split, of the kind that a method needs (`vlmsteer.methods.method.NEEDS`).
+def material(needs: str, data: str, n: int, seed: int = 0, split: Split = "learn") -> Sequence[Any]:
+    """At most `n` examples of a split, of the kind that a method needs (`vlmsteer.methods.method.NEEDS`).
 
     Raises:
         InputError: if the data cannot be read or has none of the kind.
@@ -71,9 +72,9 @@ def material(needs: str, data: str, n: int, seed: int = 0) -> Sequence[Any]:
         from vlmsteer.bench.pairs import select
         from vlmsteer.demo import question
 
-        pairs = select(data, "color", "learn", n, seed)
+        pairs = select(data, "color", split, n, seed)
         return [(pair.image("counterfactual"), question(pair, "this"), question(pair, "most")) for pair in pairs]
-    return select_examples(data, "captions" if needs in OWN else needs, "learn", n, seed)
+    return select_examples(data, "captions" if needs in OWN else needs, split, n, seed)
 
 
 def answered(session: Session, needs: str, examples: Sequence[Any]) -> Sequence[Any]:

@@ -19,6 +19,8 @@ from vlmsteer.session import Session
 from vlmsteer.sites import Site
 
 TOKENS = 1024  # about so many tokens climb together
+FEW = 128  # so many tokens cost hardly more than one
+SPREAD = 16  # patches of more tokens climb together only over so small a part of their way: one part in SPREAD
 UNEMBEDDED = 256  # rows whose whole vocabulary is held at once
 Item = tuple[int, int]  # a group of positions, a unit
 
@@ -32,8 +34,9 @@ def sweep(planned: Plan, decoder: Decoder) -> Tensor:
     starts = [site.layer + (site.point != "block_in") for site in sites]
     ends = [number for number, start in enumerate(starts) if start == top]
     climbing = [number for number, start in enumerate(starts) if start < top]
+    moved = _moved(planned)
     with session.instrument.alone(), torch.no_grad():
-        for first, items in _chunks(groups, found.shape[2], len(climbing), last + 1):
+        for first, items in _chunks(groups, moved, found.shape[2], len(climbing), last + 1):
             held = max(1, TOKENS // (len(items) * (last + 1 - first)))
             for low in range(0, len(climbing), held):
                 part = climbing[low : low + held]
@@ -42,8 +45,8 @@ def sweep(planned: Plan, decoder: Decoder) -> Tensor:
                 scores = _scores(session, states, score).view(len(part), len(items))
                 for number, row in zip(part, scores, strict=True):
                     _keep(found, number, items, row)
-        items = [(group, unit) for group in range(len(groups)) for unit in range(found.shape[2])]
-        items = [item for item in items if last in groups[item[0]]]  # after the last block, other tokens are not read
+        # After the last block, no token but the last is read.
+        items = [(group, unit) for group in moved if last in groups[group] for unit in range(found.shape[2])]
         for number in ends if items else ():
             states = leaving(session, contrast, sites[number], torch.tensor([last]), units)[0]
             _keep(found, number, items, _scores(session, states[[unit for _, unit in items]], score))
@@ -80,17 +83,27 @@ def _scores(session: Session, states: Tensor, score: Callable[[Tensor], Tensor])
     return torch.cat([score(session.unembed(part)).float().cpu() for part in states.split(UNEMBEDDED)])
 
 
+def _moved(planned: Plan) -> list[int]:
+    """The groups that a patch changes at some site; tokens before the first difference of the runs are the same."""
+    pair, differs = planned.contrast, torch.zeros(len(planned.contrast.recipient), dtype=torch.bool)
+    for site in planned.sites:
+        old, new = pair.recipient.states[site], pair.donor.states[site]
+        differs |= (old != new[pair.partners.clamp(min=0).to(new.device)]).flatten(1).any(1).cpu()
+    return [number for number, group in enumerate(planned.groups) if bool(differs[list(group)].any())]
+
+
 def _chunks(
-    groups: Sequence[tuple[int, ...]], units: int, layers: int, length: int
+    groups: Sequence[tuple[int, ...]], moved: Sequence[int], units: int, layers: int, length: int
 ) -> Iterator[tuple[int, list[Item]]]:
     """Items that climb together, each with the first position that they bring."""
-    order = sorted(range(len(groups)), key=lambda group: groups[group][0])
+    order = sorted(moved, key=lambda group: groups[group][0])
     items = [(group, unit) for group in order for unit in range(units)]
     taken: list[Item] = []
     for item in items:
         first, start = groups[item[0]][0], groups[taken[0][0]][0] if taken else 0
         tokens = (len(taken) + 1) * max(1, layers) * (length - start)
-        if taken and (tokens > TOKENS or (first - start) * 4 > length - start):
+        repeated = (first - start) * SPREAD > length - start and tokens > FEW  # tokens before a patch climb in vain
+        if taken and (tokens > TOKENS or repeated):
             yield start, taken
             taken = []
         taken.append(item)

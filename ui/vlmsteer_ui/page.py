@@ -55,6 +55,15 @@ class Page:
     tabs: dict[str, Any] = field(default_factory=dict)
 
 
+class Chosen(gr.CheckboxGroup):
+    """Checkboxes that change with the model. What a page that is behind sends, or forges, `Panel.of` checks."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 def header(bench: Workbench) -> tuple[dict[str, Any], Any]:
     """Title, model, story, device and status; the controls and the status line."""
     names = bench.residents.speaking
@@ -120,7 +129,7 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
 
 def _panel(controls: dict[str, Any]) -> list[Any]:
     """The recipe panel, in the order of `Panel.of`."""
-    controls["vectors"] = gr.CheckboxGroup(
+    controls["vectors"] = Chosen(
         [], label="Vectors that act (strength 1: as learned)", interactive=True, elem_id="vectors"
     )
     controls["strength"] = gr.Slider(-3, 3, 1.0, step=0.05, label="Strength", interactive=True, elem_id="strength")
@@ -140,16 +149,18 @@ def _panel(controls: dict[str, Any]) -> list[Any]:
 def _connect(page: Page) -> None:
     wire, controls, shows = page.wire, page.controls, [*page.shown, page.opened]
     page.run = wire(controls["run"].click, ask, page.asked, shows, model=True, trigger_mode="once")
+    asks = [page.run]
     for name in ("question", "prior", "pixel"):
-        wire(controls[name].submit, ask, page.asked, shows, model=True)
+        asks.append(wire(controls[name].submit, ask, page.asked, shows, model=True))
     for name in PANEL:
         control = controls[name]
         moved = control.release if isinstance(control, gr.Slider) else control.input
-        wire(moved, ask, page.asked, shows, model=True, trigger_mode="always_last")
+        asks.append(wire(moved, ask, page.asked, shows, model=True, trigger_mode="always_last"))
     words = [controls["prior"], controls["pixel"]]
     swapped = wire(controls["swap"].click, swap, words, words, queue=False)
-    wire(swapped.then, ask, page.asked, shows, model=True)
-    wire(controls["stop"].click, halt, queue=False, said="Stopped.")
+    asks.append(wire(swapped.then, ask, page.asked, shows, model=True))
+    # Cancelling reaches what has not begun yet; the flag that `halt` sets, also what other tabs began.
+    wire(controls["stop"].click, halt, queue=False, said="Stopped.", cancels=asks)
     wire(controls["model"].input, choose, [controls["model"], controls["vectors"]], page.chooses, model=True)
 
 

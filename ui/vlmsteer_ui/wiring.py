@@ -78,14 +78,16 @@ class Wiring:
 
         def streamed(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
             context = copy_context()  # of all steps: each may run in another thread
+            values_shown = [gr.skip() for _ in outputs]
             try:
                 steps = handler(bench, desk(request), *values)
                 try:
                     while (result := context.run(next, steps, END)) is not END:
-                        yield [*shown(result)[:-1], BUSY]
+                        values_shown = shown(result)[:-1]
+                        yield [*values_shown, BUSY]
                 finally:
                     context.run(steps.close)
-                yield [*[gr.skip() for _ in outputs], said]
+                yield [*values_shown, said]  # a page that is behind may show the last message only
             except Exception as error:
                 yield failed(error)
 

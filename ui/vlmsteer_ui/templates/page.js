@@ -17,6 +17,7 @@
     if (before !== cell) cell.classList.add('locked');
   });
   document.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && event.target.matches('#panel input[type="number"]')) event.target.blur(); // takes effect
     const cell = event.target.closest && event.target.closest('td [data-tip]');
     const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
     if (!cell || !step) return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from vlmsteer_ui.workbench import Workbench
 
     return Workbench(["tiny-llava"], tmp_path_factory.mktemp("workbench"))
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a workbench is, a process of its own."""
+    from serving import serving
+
+    with serving(tmp_path_factory.mktemp("page")) as (url, _):
+        yield url

@@ -43,7 +43,7 @@ def _number(value: Any) -> bool:
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 10_000
+    return type(value) is int and 0 <= value < 10_000
 
 
 def _all(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -30,7 +30,7 @@ def presence() -> list[Example]:
 
 
 def test_of_this_and_most_is_what_single_prompts_give(llava: Any) -> None:
-    vectors = pvp.learn(llava, *zip(*PAIRS, strict=True)).vectors
+    vectors = pvp.learn(llava, IMAGES, [pair[1] for pair in PAIRS], [pair[2] for pair in PAIRS]).vectors
     found = separate(llava, vectors, PAIRS, batch_size=4)
     assert found.point == "block_out" and found.n == len(PAIRS) and set(found.auroc) == set(vectors.layers)
     for layer, vector in vectors.layers.items():
@@ -48,7 +48,7 @@ def test_of_this_and_most_is_what_single_prompts_give(llava: Any) -> None:
 
 
 def test_the_opposite_direction_tells_them_apart_the_other_way(llava: Any) -> None:
-    vectors = pvp.learn(llava, *zip(*PAIRS, strict=True)).vectors
+    vectors = pvp.learn(llava, IMAGES, [pair[1] for pair in PAIRS], [pair[2] for pair in PAIRS]).vectors
     one, other = separate(llava, vectors, PAIRS), separate(llava, -vectors, PAIRS)
     for layer in vectors.layers:
         assert one.auroc[layer] + other.auroc[layer] == pytest.approx(1)

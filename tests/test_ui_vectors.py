@@ -42,6 +42,10 @@ def learn(bench: Workbench, desk: Desk, *values: Any) -> list[Any]:
     return list(learning.learned(bench, desk, "tiny-llava", Wanted.of(bench, *values)))
 
 
+def hooks(session: Any) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in session.model.modules())
+
+
 def test_a_row_says_what_a_file_holds(bench: Workbench) -> None:
     session = bench.residents("tiny-llava").session
     shown = vector_figures.table(bench.vectors.entries(), session, "tiny-llava", [SHIPPED], SHIPPED)
@@ -215,7 +219,8 @@ def test_pvp_learns_from_a_set_of_the_page(bench: Workbench) -> None:
 
 
 def test_stop_ends_learning_within_a_forward(bench: Workbench) -> None:
-    desk, reports = Desk(), []
+    session = bench.residents("tiny-llava").session
+    desk, reports, before = Desk(), [], hooks(session)
     with pytest.raises(Stopped):
         for report in learning.learned(bench, desk, "tiny-llava", Wanted.of(bench, "vti", "drawn", 8, "never")):
             reports.append(report)
@@ -223,9 +228,7 @@ def test_stop_ends_learning_within_a_forward(bench: Workbench) -> None:
                 desk.halt()
     assert len(reports) < 12
     assert "never" not in {entry.name for entry in bench.vectors.entries()}
-    session = bench.residents("tiny-llava").session
-    assert not session.instrument.busy
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in session.model.modules())
+    assert not session.instrument.busy and hooks(session) == before
 
 
 def test_damaged_separations_are_not_drawn(tmp_path: Path) -> None:

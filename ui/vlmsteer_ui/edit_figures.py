@@ -37,7 +37,7 @@ NAMES = {
     "named": "Color by name", "edges": "Shading kept", "changed": "Changed inside the mask",
     "agreement": "tiny-clip agrees",
 }  # fmt: skip
-UNKNOWN = "tiny-clip was not asked: it knows objects of the drawn world, their colors, and whether they are there."
+UNKNOWN = "tiny-clip was not asked: it knows objects of the drawn world, and their colors."
 
 
 def data_url(image: Image.Image, longest: int) -> str:

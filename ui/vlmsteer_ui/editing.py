@@ -232,8 +232,8 @@ def _resized(work: Work, name: str, factor: Any, other: str, prior: str) -> Draf
 
 
 def knows(draft: Draft) -> bool:
-    """Whether the bundled contrastive model can judge an edit: it knows the drawn world's objects and nothing else."""
-    return draft.object in facts() and draft.attribute in ("color", "presence")
+    """Whether the bundled contrastive model can judge an edit: it knows the drawn world's objects in words of color."""
+    return draft.object in facts() and draft.attribute == "color"
 
 
 def checked(work: Work, clip: bool) -> Work:

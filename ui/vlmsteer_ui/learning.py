@@ -27,7 +27,8 @@ from vlmsteer_ui.workbench import Workbench
 LEAST, MOST = 4, 400  # examples to learn from
 HELD = 40  # examples that sides are told apart on
 OWN = "set: "  # before the name of a set that was made here
-DIRECTION = "to_pixels"  # a negative strength pushes the other way
+DIRECTION = "to_pixels"
+PVP = "Layers and strength are chosen on other pairs; a negative strength then pushes to the prior."
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def datasets(bench: Workbench, method: str) -> list[str]:
 def told_of(method: str) -> str:
     """One line about a method: its paper, what it learns from, and what is particular."""
     one: Method = METHODS.load(method)
-    return f"{one.paper}. Learns from: {NEEDS[one.needs]}. {one.notes}".strip()
+    notes = PVP if one.needs == "pairs" else one.notes
+    return f"{one.paper}. Learns from {NEEDS[one.needs]}. {notes}".strip()
 
 
 class Watched(Session):

@@ -37,15 +37,23 @@ def table(entries: Sequence[Entry], session: Any, model: str, chosen: Sequence[s
         used = entry.name in chosen and why is None
         kind = " ".join(word for word, on in (("no", why), ("shown", entry.name == shown)) if on)
         rows.append({
-            "name": entry.name, "why": f"Cannot be chosen: {why}" if why else "", "kind": kind,
+            "name": entry.name, "kind": kind, "why": f"Cannot be chosen: {_short(why)}" if why else "",
+            "whole": why or "",
             "pressed": "true" if used else "false", "label": "On" if used else "Off",
             "say": f"{entry.name} in the recipe", "cells": [str(row[name]) for name in COLUMNS],
         })  # fmt: skip
+    rows.sort(key=lambda row: bool(row["why"]))  # those that can be chosen come first
     return {
         "title": "Vectors", "heads": list(HEADS), "rows": rows,
         "caption": f"Those that are on act together in the recipe above. They are checked against {model}; a name "
         "shows the vector below.",
     }  # fmt: skip
+
+
+def _short(why: str) -> str:
+    """A reason without the details of the two models."""
+    made, its, _ = why.partition(": its ")
+    return f"{made[0].lower()}{made[1:]}." if its else why
 
 
 def detail(entry: Entry) -> dict[str, Any]:

@@ -192,6 +192,15 @@ def test_beside_an_edit_of_the_image(session: Any, pictures: Pictures) -> None:
     assert session.ask(pictures[1], QUESTIONS[0], both, STEPS, num_beams=2)
 
 
+def test_the_layers_of_the_self_logits_are_the_papers_share_of_any_depth() -> None:
+    assert vista.between(vista.FIRST, vista.LAST, 32) == [*range(25, 31)]
+    for depth in (2, 8, 16, 24, 28):  # what the last layer says is the logits themselves
+        assert vista.between(vista.FIRST, vista.LAST, depth)[-1] == depth - 2
+    assert vista.between(0.75, 1.0, 8) == [6, 7]
+    assert vista.between(0.75, 0.875, 8) == [6]
+    assert vista.between(0.9, 0.2, 8) == vista.between(0.5, 1.5, 8) == []
+
+
 def test_a_reader_does_not_see_the_two_prompts(session: Any, pictures: Pictures) -> None:
     """What a user reads around an ask are its own forwards, with the push in them."""
     learned = vista.learn(session, push=PUSH, share=0.0)

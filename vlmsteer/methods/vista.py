@@ -44,7 +44,7 @@ def learn(
         InputError: if nothing is left to do, or the layers' range is empty.
     """
     depth = session.layers()
-    read = list(range(min(round(first * depth), depth - 1), max(round(last * depth), 1)))
+    read = between(first, last, depth)
     if share and not read:
         raise InputError(f"No layer lies between {first:g} and {last:g} of this model's {depth} layers.")
     if not push and not share:
@@ -58,6 +58,12 @@ def learn(
     edits = (Edit(vectors, "add_opposed_keep_norm", push, "all"),) if push else ()
     rules = (Rule("self_logits", {"layers": read, "share": share, "normed": normed}),) if share else ()
     return Recipe(edits, session.fingerprint, about, rules)
+
+
+def between(first: float, last: float, depth: int) -> list[int]:
+    """The layers from one share of the depth up to another; the last layer only if that is 1. One at least, if any."""
+    stop = max(int(last * depth + 1e-9), 1)
+    return list(range(min(round(first * depth), stop - 1), stop)) if 0 <= first < last <= 1 else []
 
 
 METHOD = Method(

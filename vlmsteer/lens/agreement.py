@@ -37,8 +37,8 @@ def agreement(exact: PatchMap, estimate: PatchMap, top: int = 10) -> dict[str, A
     return {
         "method": estimate.method,
         "sites": int(true.size),
-        "pearson": float(stats.pearsonr(true, found)[0]) if varied else None,
-        "spearman": float(stats.spearmanr(true, found)[0]) if varied else None,
+        "pearson": float(np.corrcoef(true, found)[0, 1]) if varied else None,
+        "spearman": float(np.corrcoef(stats.rankdata(true), stats.rankdata(found))[0, 1]) if varied else None,
         "recall": len(best & named) / top,
         "top": top,
     }

@@ -8,7 +8,6 @@ averaged (GradDrop). What comes out are magnitudes, without a sign.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmsteer.errors import ModelError
 from vlmsteer.lens.attribution import estimates, grouped
 from vlmsteer.lens.backward import Rules, Walked, at_sites, walk_parts
-from vlmsteer.lens.decoder import walk
+from vlmsteer.lens.decoder import by_head, rotated, walk
 from vlmsteer.lens.patch_map import PatchMap
 from vlmsteer.lens.patch_plan import Plan
 from vlmsteer.sites import Site
@@ -46,8 +44,8 @@ class Recorded(Rules):
 
     def attention(self, module: Any, normed: Tensor, frame: dict[str, Any]) -> Tensor:
         """What attention adds."""
-        queries, keys = rotated(module, normed, frame["position_embeddings"])
-        values = _heads(module, module.v_proj(normed))
+        queries, keys = _asked_and_given(module, normed, frame["position_embeddings"])
+        values = by_head(module, module.v_proj(normed))[0]
         times = module.num_key_value_groups
         logits = queries @ keys.repeat_interleave(times, 0).transpose(1, 2) * module.scaling
         logits = logits + frame["attention_mask"][0]
@@ -57,19 +55,10 @@ class Recorded(Rules):
         return module.o_proj(mixed.transpose(0, 1).flatten(1)[None])
 
 
-def rotated(module: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Queries and keys (heads, tokens, head_dim) with their positions in them."""
-    turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-    if turn is None or hasattr(module, "q_norm"):
-        raise ModelError("AtP* does not know how this model's attention makes its queries: use the method attribution.")
-    queries, keys = turn(
-        _heads(module, module.q_proj(normed))[None], _heads(module, module.k_proj(normed))[None], *rotary
-    )
-    return queries[0], keys[0]
-
-
-def _heads(module: Any, states: Tensor) -> Tensor:
-    return states[0].unflatten(-1, (-1, module.head_dim)).transpose(0, 1)
+def _asked_and_given(module: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries and keys (heads, tokens, head_dim)."""
+    queries, keys = (rotated(module, made, normed, rotary)[0] for made in (module.q_proj, module.k_proj))
+    return queries, keys
 
 
 def atp(planned: Plan) -> PatchMap:
@@ -119,7 +108,7 @@ def _fixed(planned: Plan, site: Site, layer: int, pattern: Pattern, walked: Walk
         new = pair.donor.states[site][pair.partners.clamp(min=0)].to(old.device)
         new = torch.where((pair.partners < 0).to(old.device)[:, None], old, new)
         normed = decoder.blocks[layer].input_layernorm(new[None])
-        queries, keys = rotated(pattern.module, normed, decoder.frame(0)["position_embeddings"])
+        queries, keys = _asked_and_given(pattern.module, normed, decoder.frame(0)["position_embeddings"])
         linear = (onward * (new - old)).sum(-1)
         return (_of_queries(pattern, queries, grads[2]) + _of_keys(pattern, keys, grads[2]) - linear).double().cpu()
 

@@ -101,7 +101,7 @@ def walk_parts(planned: Plan, rules: Rules, dropped: int | None = None) -> Walke
             logits = head(rules.norm(norm, states[:, -1]) * scale)[0]
         except AttributeError as error:
             raise ModelError(
-                f"{session.family.name}'s blocks have no gated MLP as Llama's do: use the method attribution or exact."
+                f"{session.family.name}'s blocks are not made as Llama's are: use the method attribution or exact."
             ) from error
         if (logits - run.logits).abs().max() > SAME * run.logits.abs().max():
             raise ModelError(f"{session.family.name}'s blocks have parts that this method does not know.")

@@ -7,8 +7,9 @@ give the model's own logits, else there is none (Qwen3-VL adds vision states bet
 
 from __future__ import annotations
 
+import sys
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,17 @@ class Earlier:
         known = (self.layers[layer].keys, self.layers[layer].values)
         before = [part[:, :, : self.count].expand(len(keys), -1, -1, -1) for part in known]
         return torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
+
+
+class Given(NamedTuple):
+    """In place of a cache: the keys and values that attention sees, whatever its own are."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """These keys and values (rows, heads, positions, head_dim)."""
+        return self.keys, self.values
 
 
 class Decoder:
@@ -77,9 +89,38 @@ class Decoder:
         if layer + 1 < len(self.blocks):
             output = block(states, **frame)
             return output[0] if isinstance(output, tuple) else output
-        added = block.self_attn(hidden_states=block.input_layernorm(states), **frame)[0]
-        states = states[:, -1:] + added[:, -1:]
+        normed, attention = block.input_layernorm(states), block.self_attn
+        keys = rotated(attention, attention.k_proj, normed, frame["position_embeddings"])
+        values = by_head(attention, attention.v_proj(normed))
+        every = frame["past_key_values"].update(keys, values, layer)
+        one = {
+            "attention_mask": frame["attention_mask"][:, :, -1:],
+            "position_embeddings": tuple(part[:, -1:] for part in frame["position_embeddings"]),
+            "past_key_values": Given(*every),
+            "use_cache": True,
+        }
+        states = states[:, -1:] + attention(hidden_states=normed[:, -1:], **one)[0]
         return states + block.mlp(block.post_attention_layernorm(states))
+
+
+def by_head(attention: Any, states: Tensor) -> Tensor:
+    """(rows, heads, positions, head_dim) of (rows, positions, width)."""
+    return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
+def rotated(attention: Any, projection: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (rows, heads, positions, head_dim) with their positions in them.
+
+    Args:
+        projection: which of the two, as a module of the attention.
+
+    Raises:
+        AttributeError: if this attention makes them otherwise than Llama's.
+    """
+    if hasattr(attention, "k_norm"):
+        raise AttributeError("Queries and keys are normalized before they are rotated.")
+    made = by_head(attention, projection(normed))
+    return sys.modules[type(attention).__module__].apply_rotary_pos_emb(made, made, *rotary)[0]
 
 
 def walk(session: Session, prompt: PromptStates) -> Decoder | None:

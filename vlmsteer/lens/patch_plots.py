@@ -52,6 +52,7 @@ def over_image(found: PatchMap, image: Image.Image, boxes: Tensor) -> bytes:
         InputError: if the boxes are not those of the map's tokens.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
     grids = [found.grid(layer) for layer in found.layers]
@@ -64,9 +65,11 @@ def over_image(found: PatchMap, image: Image.Image, boxes: Tensor) -> bytes:
     figure, panels = _figure(2.0 * across + 1.0, 2.1 * down * height / width + 0.9, down, across)
     limits = _limits(np.array([list(grid.values()) for grid in grids]))
     colors = plt.get_cmap(COLORS)
-    scale = plt.Normalize(**limits)
+    scale = Normalize(**limits)
     for panel, axes in enumerate(panels.flat):
-        axes.axis("off")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("#d0d0d0")
+        axes.set_visible(panel < len(chosen))
         if panel >= len(chosen):
             continue
         axes.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=-60, vmax=255)
@@ -112,7 +115,7 @@ def _write(axes: Any, values: np.ndarray) -> None:
                       color="white" if dark else "black")  # fmt: skip
 
 
-def _limits(values: np.ndarray) -> dict[str, float]:
+def _limits(values: np.ndarray) -> dict[str, Any]:
     most = float(np.nanmax(np.abs(values), initial=0)) or 1.0
     return {"vmin": -most, "vmax": most}
 

@@ -52,7 +52,7 @@ def test_both_answers_are_those_of_the_library(bench: Workbench) -> None:
     assert run.baseline == session.ask(question.image, MOST) == "red"
     assert run.steered == session.ask(question.image, MOST, recipe) == "blue"
     assert run.chances["pixel"][1] > run.chances["pixel"][0]
-    assert run.recipe["hash"] == recipe.hash
+    assert recipe is not None and run.recipe["hash"] == recipe.hash
 
 
 def test_strength_zero_is_the_baseline_to_the_letter(bench: Workbench) -> None:
@@ -113,7 +113,8 @@ def test_stop_ends_an_answer_within_a_token_and_leaves_no_hook(bench: Workbench)
 
 
 def test_a_closed_tab_leaves_no_hook_and_frees_the_model_from_any_thread(bench: Workbench) -> None:
-    steps, before = asking.answers(bench, Desk(), asked(SCENE)), hooks(bench)
+    before = hooks(bench)
+    steps: Any = asking.answers(bench, Desk(), asked(SCENE))
     thread = threading.Thread(target=next, args=(steps,))
     thread.start()
     thread.join()
@@ -216,7 +217,8 @@ def test_desks_are_bounded_and_stop_when_they_close() -> None:
     first = desks.of("a")
     with first.working() as stop:
         assert desks.of("a") is first
-        desks.of("b"), desks.of("c")
+        desks.of("b")
+        desks.of("c")
         assert len(desks) == 2 and stop.is_set()
     second = desks.of("c")
     desks.close("c")

@@ -22,9 +22,10 @@ from vlmsteer_ui.workbench import Workbench
 
 ACTIVATION, OCCLUSION = "token activation map", "occlusion"
 QUARTERS = np.array([[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [np.nan] * 4])
+SHARE = np.array([[0.1, 0.2], [0.3, 0.5], [0.2, 0.4]])
 MADE = Evidence(
     "activation", "a straw berry", ("a", "straw", "berry"), ((0, 1), (1, 7), (7, 13)), QUARTERS,
-    np.array([[1, 0, 0, 0], [0, 0.8, 0, 0], [0, 0.4, 1, 0.0]]), np.array([[0.1, 0.2], [0.3, 0.5], [0.2, 0.4]]),
+    np.array([[1, 0, 0, 0], [0, 0.8, 0, 0], [0, 0.4, 1, 0.0]]), SHARE,
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def test_evidence_survives_json() -> None:
     assert again.tokens == MADE.tokens and again.places == MADE.places
     np.testing.assert_allclose(again.boxes, MADE.boxes)
     np.testing.assert_allclose(again.maps, MADE.maps)
-    np.testing.assert_allclose(again.share, MADE.share)
+    assert again.share is not None and again.share.tolist() == SHARE.tolist()
 
 
 def test_tokens_of_one_word_are_one_word() -> None:
@@ -66,11 +67,16 @@ def test_a_map_is_brightest_where_its_word_is() -> None:
     assert painted[:240, :240].mean() > 5 * painted[260:, :240].mean() + 1
 
 
-def test_a_place_says_which_word_it_supports() -> None:
-    word, said = drawn.supported(MADE, 0.1, 0.1, [0, 0, 1, 1])
-    assert word == 0 and "“a” most (1)" in said
-    assert drawn.supported(MADE, 0.1, 0.9, [0, 0, 1, 1])[0] == 2
-    assert drawn.supported(MADE, 0.1, 0.1, [0.5, 0, 1, 0.5])[0] == 1  # within what is seen
+@pytest.mark.parametrize(
+    ("place", "crop", "word"),
+    [((0.1, 0.1), [0, 0, 1, 1], "a"), ((0.1, 0.9), [0, 0, 1, 1], "berry"), ((0.1, 0.1), [0.5, 0, 1, 0.5], "straw")],
+)
+def test_a_place_says_which_word_it_supports(place: tuple[float, float], crop: list[float], word: str) -> None:
+    found = drawn.supported(MADE, *place, crop)
+    assert found is not None and drawn.words(MADE)[found[0]][0] == word and f"“{word}” most" in found[1]
+
+
+def test_a_place_without_a_cell_supports_nothing() -> None:
     assert drawn.supported(MADE, 0.9, 0.9, [0, 0, 1, 1]) is None
 
 

@@ -28,6 +28,7 @@ from vlmsteer_ui.workbench import Workbench
 LONGEST = 2000  # characters of a question
 TOKENS = 48  # of an answer
 MOST_TOKENS = 256
+EVERY = 0.05  # seconds between two looks at an answer that grows
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Answer:
 
 
 def answers(bench: Workbench, desk: Desk, asked: Asked) -> Iterator[Run]:
-    """The run as it grows, after each token; at its end it is the desk's run.
+    """The run as it grows; at its end it is the desk's run.
 
     What was answered before is not asked again: with another strength only the steered arms are.
 
@@ -107,16 +108,21 @@ def answers(bench: Workbench, desk: Desk, asked: Asked) -> Iterator[Run]:
     given: dict[str, Answer] = {}
     for arm, recipe in {"baseline": None, **arms}.items():
         key = (arm, *asked.key, None if recipe is None else recipe.hash)
-        answer: Any = desk.recall(key)
-        if answer is None:
+        kept = desk.recall(key)
+        if kept is not None:
+            given[arm] = kept
+        else:
+            told = 0.0
             with desk.working() as stop, resident.turn(stop):
                 for answer in _written(session, asked, recipe, stop):
+                    given[arm] = answer
                     setattr(run, arm, answer.text)
-                    yield run
-            desk.keep(key, answer)
-        given[arm] = answer
-        setattr(run, arm, answer.text)
-        run.tokens[arm], run.seconds[arm] = answer.tokens, answer.seconds
+                    if time.perf_counter() - told > EVERY:
+                        yield run
+                        told = time.perf_counter()
+            desk.keep(key, given[arm])
+        setattr(run, arm, given[arm].text)
+        run.tokens[arm], run.seconds[arm] = given[arm].tokens, given[arm].seconds
     wrong = None
     try:
         run.chances = _chances(session, asked, list(given.values()))

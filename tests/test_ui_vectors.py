@@ -67,6 +67,8 @@ def test_what_does_not_fit_says_why_and_cannot_be_chosen(bench: Workbench) -> No
         row["name"]: row for row in vector_figures.table(bench.vectors.entries(), session, "tiny-llava", [])["rows"]
     }
     assert "made for other" in rows["foreign"]["why"] and "4 numbers" in rows["narrow"]["why"]
+    asking = METHODS.load("vista").learn(session, ()).for_any_model()
+    assert gallery.refusal(asking, session) is None  # what is made anew for each question fits where it is made
     assert not {"foreign", "narrow"} & set(bench.vectors.fitting(session))
     for name in ("foreign", "narrow"):
         with pytest.raises(InputError, match="not made for"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from vlmsteer.actions import compile_actions
 from vlmsteer.errors import InputError, RecipeError, VlmsteerError
 from vlmsteer.recipe import Recipe
+from vlmsteer.vectors import Vectors
 
 SHIPPED = Path(__file__).parent / "vectors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+-]{0,60}")  # what a name may look like: never a path
@@ -161,7 +162,8 @@ def refusal(recipe: Recipe, session: Any) -> str | None:
     try:
         session.check([recipe])
         if not recipe.model:  # it is tied to no model, so only its sites can tell
-            compile_actions(session.taps, recipe)
+            fixed = tuple(edit for edit in recipe.edits if isinstance(edit.vectors, Vectors))
+            compile_actions(session.taps, replace(recipe, edits=fixed))
     except VlmsteerError as error:
         return str(error)
     return None

@@ -20,6 +20,7 @@ COLUMNS = ("model", "site", "layers", "method", "pairs", "norm", "date", "hash")
 UNLOADED = "the model is not loaded yet"
 LEFT, RIGHT, TOP, BOTTOM = 36, 474, 8, 162  # of the bars
 MOST_LAYERS = 128
+DAMAGED: dict[str, Any] = {"bars": [], "note": "What its file says of its separation is damaged."}
 SITES = {"block_out": "the block's output", "mlp_out": "the MLP's output", "attn_out": "the attention's output"}
 
 
@@ -79,15 +80,15 @@ def _unmeasured(entry: Entry) -> str:
 
 def separation(found: Mapping[str, Any]) -> dict[str, Any]:
     """AUROC by layer as bars from chance, of `methods.separation.Separation.as_dict`."""
-    bars = []
-    auroc, distance = found.get("auroc"), found.get("distance")
-    layers = list(auroc)[:MOST_LAYERS] if isinstance(auroc, Mapping) else []
+    auroc, distance = (found.get(name) for name in ("auroc", "distance"))
+    if not isinstance(auroc, Mapping) or not isinstance(distance, Mapping):
+        return DAMAGED
+    bars, layers = [], list(auroc)[:MOST_LAYERS]
     step = (RIGHT - LEFT) / max(len(layers), 1)
     for at, layer in enumerate(layers):
-        value = auroc[layer] if isinstance(auroc, Mapping) else None
-        apart = distance.get(layer) if isinstance(distance, Mapping) else None
-        if not all(type(one) in (int, float) and math.isfinite(one) for one in (value, apart)) or not 0 <= value <= 1:
-            return {"bars": [], "note": "What its file says of its separation is damaged."}
+        value, apart = auroc[layer], distance.get(layer, math.nan)
+        if not _number(value) or not _number(apart) or not 0 <= value <= 1:
+            return DAMAGED
         ends = sorted((_height(value), _height(0.5)))
         wide = min(step * 0.7, 40)
         middle, number = LEFT + (at + 0.5) * step, str(layer)[:4]
@@ -107,6 +108,10 @@ def separation(found: Mapping[str, Any]) -> dict[str, Any]:
         "bars": bars, "rules": rules, "title": title, "label": "; ".join(bar["tip"] for bar in bars),
         "note": "0.5 is chance; below it the direction points the other way.",
     }  # fmt: skip
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _height(value: float) -> float:

@@ -6,6 +6,7 @@ carries all of them at once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -254,6 +255,29 @@ def compile_actions(
             action = Action(edit, vectors, strengths, active, gates if any(gates) else ())
         actions.setdefault(site, []).append(action)
     return actions, None if single else len(listed)
+
+
+class Compiled:
+    """`compile_actions` for one model; what a recipe came to is remembered while it lives and stays as it is."""
+
+    def __init__(self, taps: Mapping[Site, Tap]) -> None:
+        self.taps = taps
+        self._known: dict[int, tuple[weakref.ref[Recipe], list[int], dict[Site, list[Action]]]] = {}
+
+    def __call__(self, recipes: Recipe | Sequence[Recipe | None] | None) -> tuple[dict[Site, list[Action]], int | None]:
+        """Actions by site, and how many rows have recipes of their own."""
+        if not isinstance(recipes, Recipe) or recipes.per_question:
+            return compile_actions(self.taps, recipes)
+        vectors = [vector for edit in recipes.edits for vector in edit.fixed.layers.values()]
+        if any(vector.requires_grad or vector.is_inference() for vector in vectors):
+            return compile_actions(self.taps, recipes)
+        place, versions = id(recipes), [vector._version for vector in vectors]
+        known = self._known.get(place)
+        if known is None or known[0]() is not recipes or known[1] != versions:
+            actions, _ = compile_actions(self.taps, recipes)
+            known = (weakref.ref(recipes, lambda _: self._known.pop(place, None)), versions, actions)
+            self._known[place] = known
+        return known[2], None
 
 
 def compile_rules(recipes: Recipe | Sequence[Recipe | None] | None, layers: int) -> list[Rules]:

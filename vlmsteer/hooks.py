@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 from vlmsteer.actions import Tap
@@ -53,6 +54,8 @@ class Instrument:
         self.model, self.family, self.image_token = model, family, image_token
         self._norm, self._unembedding = family.ending(model)
         self.taps = {**taps, LOGITS: Tap(self._unembedding, "out", 0)}
+        # What torch.compile made before a hook was there is made again: it would pass the hook by.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False  # pyright: ignore[reportPrivateUsage]
         self._order = {site: place for place, site in enumerate(self.taps)}
         self.forwards = Forwards(model, family, image_token)
         # Reentrant: the garbage collector may close an abandoned stream while this thread holds the lock.
@@ -160,18 +163,23 @@ class Instrument:
         return None if last is None or last.tower == "expert" else last
 
     def stamp(self) -> int:
-        """A number that changes with the model's weights, its mode, and hooks that are not ours."""
+        """A number that changes with the model's weights, its modules, and hooks that are not ours."""
         found: list[Any] = []
+        waiting: list[nn.Module | None] = [self.model]
         with self._lock:
             own = {handle.id for handle in (*self._handles.values(), *self._calls)}
-            for module in self.model.modules():
-                found.append(module.training)
+            while waiting:
+                module = waiting.pop()
+                if module is None:
+                    continue
+                waiting += module._modules.values()
                 for weight in module._parameters.values():
                     if weight is not None:
                         found += weight.data_ptr(), 0 if weight.is_inference() else weight._version
                 for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                    found += [(id(module), number) for number in hooks if number not in own] if hooks else ()
-        return hash(tuple(found))
+                    if hooks:
+                        found += [number for number in hooks if number not in own]
+        return hash((self.model.training, len(found), *found))
 
     def _visit(self, site: Site, states: Tensor) -> Tensor:
         """Edit, then record, what passes through a site; the same tensor comes back if nothing was done to it."""
@@ -183,13 +191,18 @@ class Instrument:
             for run in runs:
                 states = self._ruled(states, run)
             return states
-        if site.tower == "text" and any(run.branched for run in active):
-            rows = states.flatten(0, 1)[:, None]
-            worked = self._work(site, rows, runs, None)
-            return states if worked is rows else worked.view_as(states)
-        states = self._passed(site, states, runs)
-        if any(run.end == site for run in runs):
-            raise Enough
+        if site.tower == "text":
+            for run in active:
+                if run.branched:
+                    rows = states.flatten(0, 1)[:, None]
+                    worked = self._work(site, rows, runs, None)
+                    return states if worked is rows else worked.view_as(states)
+            states = self._work(site, states, runs, None)
+        else:
+            states = self._passed(site, states, runs)
+        for run in runs:
+            if run.end is not None and run.end == site:
+                raise Enough
         return states
 
     def _passed(self, site: Site, states: Tensor, runs: Sequence[Run]) -> Tensor:
@@ -216,9 +229,10 @@ class Instrument:
                 selection = forwards.select(site, states, lengths, action.positions, action.phase, rows)
                 acts = let(run, action, len(states)) if action.gates and selection is not None else None
                 states = action(states, selection, group, owners, acts)
-            for action in run.gated.get(site, ()):
-                decide(forwards, site, states, run, action)
-            if site.point == "block_out" and any(site in rule.sites for rule in run.rules):
+            if run.gated:
+                for action in run.gated.get(site, ()):
+                    decide(forwards, site, states, run, action)
+            if run.rules and site.point == "block_out" and any(site in rule.sites for rule in run.rules):
                 run.passing[site] = states
         for run in runs:
             if run.states is not None and site in run.states._parts:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsteer import decoding, grids, prefixes
-from vlmsteer.actions import compile_actions, compile_rules
+from vlmsteer.actions import Compiled, compile_rules
 from vlmsteer.adapters.family import Family
 from vlmsteer.errors import InputError, ModelError, RecipeError, SiteError, did_you_mean
 from vlmsteer.hooks import Instrument
@@ -53,6 +53,7 @@ class Session:
         self.encoder = Encoder(processor, model.config, family)
         self.instrument = Instrument(model, self.taps, family, self.encoder.image_token)
         self.prefixes = Prefixes()
+        self._compiled, self._shapes = Compiled(self.taps), ""
         end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
@@ -78,13 +79,15 @@ class Session:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What a recipe remembers of its model: id, revision, class, and a hash of all its sites with their widths."""
-        shapes = [f"{site} {tap.width}" for site, tap in self.taps.items()]
-        shapes.append(f"vocabulary {self.model.config.text_config.vocab_size}")
+        if not self._shapes:
+            shapes = [f"{site} {tap.width}" for site, tap in self.taps.items()]
+            shapes.append(f"vocabulary {self.model.config.text_config.vocab_size}")
+            self._shapes = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
         return {
             "id": self.name,
             "revision": self.revision,
             "architecture": type(self.model).__name__,
-            "shapes": hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16],
+            "shapes": self._shapes,
         }
 
     def check(self, recipes: Recipes) -> None:
@@ -165,7 +168,7 @@ class Session:
                 and any(edit.vectors.tower not in OF_ROWS and edit.strength for edit in recipe.edits)
             ):
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
-        actions, rows = compile_actions(self.taps, recipes)
+        actions, rows = self._compiled(recipes)
         return Run(actions, rows, prompt=prompt, rules=compile_rules(recipes, self.layers()))
 
     def check_words(self) -> None:
@@ -259,16 +262,19 @@ class Session:
         questions: Sequence[str],
         recipes: Recipes = None,
         encoded: Encoded | None = None,
+        keep: bool = True,
     ) -> Iterator[Stream]:
         """Prompts read as one batch, for a decoding loop of the caller's; rules of decoding do not act in it.
 
-        `encoded` is read in place of the prompts where these have been encoded, and changed, before.
+        Args:
+            encoded: read in place of the prompts where these have been encoded, and changed, before.
+            keep: whether these images may come again, so that what is made of them is looked up and kept.
         """
         encoded = encoded or self.encoder.encode(images, questions)
         recipes = self.settle(recipes, images, questions)
         run = self.ready(recipes, encoded.owners)
         with self.instrument.installed(run.sites):
-            prefilled, run = self._read_prompt(encoded, recipes, run)
+            prefilled, run = self._read_prompt(encoded, recipes, run, keep)
             yield Stream(self, prefilled, run)
 
     def ask_many(
@@ -438,9 +444,10 @@ class Session:
         mask, position = layout.inputs["attention_mask"], layout.positions[:, -1:]
         return Prefilled(outputs.logits[:, -1].to(self.device), outputs.past_key_values, mask, position)
 
-    def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run) -> tuple[Prefilled, Run]:
+    def _read_prompt(self, encoded: Encoded, recipes: Recipes, run: Run, keep: bool = True) -> tuple[Prefilled, Run]:
         """Prefill what has not been read before."""
-        begun = prefixes.begin(self, encoded, recipes, run)
+        alone = not keep and len(encoded.images) == len(encoded.rows)
+        begun = Begun(encoded.whole(self.device)) if alone else prefixes.begin(self, encoded, recipes, run, keep)
         prefilled = self.prefill(begun.layout, run, begun.cache)
         begun.keep(self.prefixes, prefilled.cache)
         return prefilled, replace(run, prompt=begun.layout.prompt)

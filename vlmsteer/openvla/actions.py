@@ -173,7 +173,7 @@ def act(
     for first in range(0, len(images), batch_size):
         rows = slice(first, first + batch_size)
         part = recipe if recipe is None or isinstance(recipe, Recipe) else recipes[rows]
-        with session.opened(images[rows], instructions[rows], part) as stream:
+        with session.opened(images[rows], instructions[rows], part, keep=False) as stream:
             steps = []
             for step in range(len(stats["q01"])):
                 if step:

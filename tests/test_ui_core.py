@@ -89,6 +89,12 @@ def test_words_that_cannot_be_told_apart_leave_the_answers(bench: Workbench) -> 
     assert desk.run.steered and not desk.run.chances
 
 
+def test_without_a_vector_only_the_baseline_answers_and_the_page_says_so(bench: Workbench) -> None:
+    run = last(asking.answers(bench, Desk(), asked(vectors=[])))
+    assert run.baseline and not run.steered and set(run.tokens) == {"baseline"}
+    assert page.shown(run)[3]["hint"] == figures.NONE
+
+
 def test_one_word_alone_has_its_chances(bench: Workbench) -> None:
     assert set(last(asking.answers(bench, Desk(), asked(prior=""))).chances) == {"pixel"}
 

@@ -21,6 +21,7 @@ STATUS = "<span role='status' aria-live='polite'>{{value}}</span>"
 CHANCES = templates.read("chances.html")
 MARKS = {"prior": "▲ prior", "pixel": "● pixel"}
 WARNING = "The steered answer repeats itself or is empty: the recipe is too strong."
+NONE = "No vector is on, so nothing is steered."
 HINT = "Run both: the answer as it is, and the answer under the recipe."
 
 
@@ -34,7 +35,8 @@ def chances(run: Run, degenerate: bool) -> dict[str, Any]:
             "after": after, "random": random,
         })  # fmt: skip
     finished = "steered" in run.tokens
-    return {"lines": lines, "warning": WARNING if degenerate and finished else ""}
+    unsteered = "baseline" in run.tokens and run.recipe is None
+    return {"lines": lines, "warning": WARNING if degenerate and finished else "", "hint": NONE if unsteered else ""}
 
 
 def device(run: Run) -> str:

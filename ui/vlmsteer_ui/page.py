@@ -18,10 +18,7 @@ from vlmsteer_ui.wiring import Wiring
 from vlmsteer_ui.workbench import Workbench
 
 QUESTION, PRIOR, PIXEL = "What color are most strawberries?", "red", "blue"
-ANSWERS = (
-    ("baseline", "Baseline", ""), ("steered", "Steered", "Turn a vector on."),
-    ("random-answer", "Random direction", ""),
-)  # fmt: skip
+ANSWERS = (("baseline", "Baseline"), ("steered", "Steered"), ("random-answer", "Random direction"))
 PANEL = tuple(one.name for one in fields(Panel))
 
 
@@ -113,10 +110,10 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
     with gr.Row(elem_id="answers"):
         baseline, steered, random = (
             gr.Textbox(
-                label=label, interactive=False, lines=2, max_lines=4, elem_id=name, min_width=120, placeholder=hint,
+                label=label, interactive=False, lines=2, max_lines=4, elem_id=name, min_width=120,
                 visible=name != "random-answer", buttons=["copy"],
             )
-            for name, label, hint in ANSWERS
+            for name, label in ANSWERS
         )  # fmt: skip
     with gr.Row(elem_id="run-row"):
         controls["run"] = gr.Button("Run both", variant="primary", elem_id="run", scale=0, min_width=110)

@@ -36,11 +36,11 @@ def build(bench: Workbench, page: Page) -> None:
             with gr.Row():
                 arm = gr.Radio(
                     ["baseline"], value="baseline", label="Answer", interactive=True, elem_id="evidence-arm",
-                    scale=2, min_width=150,
+                    scale=5, min_width=150,
                 )  # fmt: skip
                 method = gr.Radio(
                     list(figures.METHODS), value="token activation map", label="Evidence by", interactive=True,
-                    elem_id="evidence-method", scale=3, min_width=240,
+                    elem_id="evidence-method", scale=9, min_width=240,
                 )  # fmt: skip
             strip = gr.HTML(
                 {"note": EMPTY}, html_template=figures.STRIP, js_on_load=figures.PICK, apply_default_css=False,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,9 +18,13 @@ from vlmsteer.bench.pairs import drawn_pairs
 from vlmsteer.bench.visual_counterfact import matches
 from vlmsteer.demo import Kind, question, target
 from vlmsteer.loading import bundled
+from vlmsteer.methods.value_vectors import nearest, random_set, recipe
+from vlmsteer.openvla.actions import act
+from vlmsteer.recipe import Recipe
 from vlmsteer.selfcheck import check
 from vlmsteer_robotics import make_env
 from vlmsteer_robotics.arms import Arm
+from vlmsteer_robotics.demonstrations import demonstrations
 from vlmsteer_robotics.policy import Vla
 from vlmsteer_robotics.rollouts import Setting, run
 
@@ -155,3 +160,19 @@ def test_the_policy_says_words_again() -> None:
     assert session.ask(image, "say how fast to reach the red block quickly").strip() == "quickly"
     for height in ("low", "high"):
         assert session.ask(image, f"say how high to reach the red block, staying {height}").strip() == height
+
+
+@pytest.mark.parametrize(("word", "against", "axis", "sign"), [("slowly", [], 0, -1), ("high", ["low"], 1, 1)])
+def test_neurons_that_write_a_word_move_the_policy(word: str, against: list[str], axis: int, sign: int) -> None:
+    session = vlmsteer.load("tiny-openvla")
+    episodes = list(demonstrations("reach", range(16), split="test", speed="normal", height="normal"))
+    pictures, told = [Image.fromarray(one.images[0]) for one in episodes], [one.instruction for one in episodes]
+
+    def moved(chosen: Recipe | None) -> float:
+        steps = act(session, pictures, told, chosen).actions[:, :3]
+        return float((np.linalg.norm(steps, axis=1), steps[:, 2])[axis].mean())
+
+    found = nearest(session, [word], 40, against=against, norm=True, layers=[0, 1, 2, 3])
+    turned = recipe(session, found, "clamp", 4.0)
+    others = [sign * (moved(random_set(session, turned, seed)) - moved(None)) for seed in range(8)]
+    assert sign * (moved(turned) - moved(None)) > max(*others, 0.002)

@@ -42,7 +42,10 @@ PLACES = 500  # steps at first that are mostly about places
 SAVE_EVERY = 100
 TASKS = ("reach", "push", "pick")
 EPISODES = 120
-HISTORY = ""  # of weights that come about in another way
+HISTORY = (
+    "The bundled weights were trained by two commands, the same with `--steps 2600` first, whose learning rate fell to "
+    "zero there; it reached in 95 % and pushed in 16 % of held-out scenes by then. It never learned to pick."
+)
 
 
 def statistics(frames: Frames, count: int = 4000) -> dict[str, Any]:

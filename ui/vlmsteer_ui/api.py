@@ -79,7 +79,10 @@ def build(bench: Workbench) -> None:
             inputs = [made[one]() for one in given]
             for one in inputs:
                 one.interactive = True
-            outputs = [gr.JSON(label="Result"), *(gr.Image(format="png", label="PNG") for _ in range(pictures))]
+            outputs = [
+                gr.JSON(label="Result"),
+                *(gr.Image(format="png", label="PNG", interactive=False) for _ in range(pictures)),
+            ]
             gr.Button(name).click(
                 _guarded(bench, handler, given), inputs, outputs, api_name=name, api_description=told,
                 concurrency_id=MODEL, concurrency_limit=AT_ONCE, show_progress="hidden",

@@ -20,7 +20,7 @@ from vlmsteer.sites import Site
 
 TOKENS = 1024  # about so many tokens climb together
 FEW = 128  # so many tokens cost hardly more than one
-SPREAD = 16  # patches of more tokens climb together only over so small a part of their way: one part in SPREAD
+SPREAD = 8  # patches of more tokens climb together only over so small a part of their way: one part in SPREAD
 UNEMBEDDED = 256  # rows whose whole vocabulary is held at once
 Item = tuple[int, int]  # a group of positions, a unit
 

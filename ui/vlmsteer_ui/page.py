@@ -101,11 +101,11 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
     """Question, words, answers and buttons; the outputs that show a run's answers."""
     with gr.Row(elem_id="words"):
         controls["question"] = gr.Textbox(
-            QUESTION, label="Question", interactive=True, elem_id="question", lines=1, max_lines=3, scale=6,
+            QUESTION, label="Question", interactive=True, elem_id="question", lines=1, max_lines=3, scale=8,
             min_width=200,
         )  # fmt: skip
-        controls["prior"] = gr.Textbox(PRIOR, label="▲ Prior", interactive=True, elem_id="prior", scale=2, min_width=80)
-        controls["pixel"] = gr.Textbox(PIXEL, label="● Pixel", interactive=True, elem_id="pixel", scale=2, min_width=80)
+        controls["prior"] = gr.Textbox(PRIOR, label="▲ Prior", interactive=True, elem_id="prior", scale=2, min_width=70)
+        controls["pixel"] = gr.Textbox(PIXEL, label="● Pixel", interactive=True, elem_id="pixel", scale=2, min_width=70)
         controls["swap"] = gr.Button("⇄", elem_id="swap", scale=0, min_width=36)
     with gr.Row(elem_id="answers"):
         baseline, steered, random = (

@@ -71,6 +71,7 @@ def test_pairs_give_means_with_intervals(main: Main, tmp_path: Path) -> None:
     assert best["site"] == "text.7.block_out" and best["share"] == pytest.approx(1, abs=1e-4)
     low, high = told["strongest"][1]["interval"]
     assert low <= told["strongest"][1]["share"] <= high and low < high
+    assert PatchMap.load(tmp_path / "block_out-exact.json").pairs == 3
     saved = json.loads((tmp_path / "block_out-exact.json").read_text())
     assert saved["n"] == 3 and np.shape(saved["low"]) == np.shape(saved["effects"]) == (8, 1)
 

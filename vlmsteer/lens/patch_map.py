@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,7 @@ class PatchMap:
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            for name in ("axes", "recovery"):
-                del found[name]
+            found = {one.name: found[one.name] for one in fields(PatchMap)}
             found["effects"] = np.array(found["effects"], dtype=float)
             found["positions"] = [tuple(group) for group in found["positions"]]
             return PatchMap(**found)

@@ -52,15 +52,6 @@ class Page:
     tabs: dict[str, Any] = field(default_factory=dict)
 
 
-class Chosen(gr.CheckboxGroup):
-    """Checkboxes that change with the model. What a page that is behind sends, or forges, `Panel.of` checks."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-
 def header(bench: Workbench) -> tuple[dict[str, Any], Any]:
     """Title, model, story, device and status; the controls and the status line."""
     names = bench.residents.speaking
@@ -126,9 +117,11 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
 
 def _panel(controls: dict[str, Any]) -> list[Any]:
     """The recipe panel, in the order of `Panel.of`."""
-    controls["vectors"] = Chosen(
+    controls["vectors"] = gr.CheckboxGroup(
         [], label="Vectors that act (strength 1: as learned)", interactive=True, elem_id="vectors"
     )
+    # Its choices change with the model. What a page that is behind sends, or forges, `Panel.of` checks.
+    controls["vectors"].preprocess = lambda payload: payload
     controls["strength"] = gr.Slider(-3, 3, 1.0, step=0.05, label="Strength", interactive=True, elem_id="strength")
     with gr.Row(elem_id="layer-range"):
         for name in ("first", "last"):

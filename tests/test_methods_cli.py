@@ -18,7 +18,7 @@ import vlmsteer
 from vlmsteer.bench import fitting
 from vlmsteer.bench.drawn_examples import drawn_examples, select_examples
 from vlmsteer.errors import InputError
-from vlmsteer.examples import save_examples
+from vlmsteer.examples import digest, save_examples
 from vlmsteer.methods import caa, vti
 from vlmsteer.methods.method import NEEDS, Method
 from vlmsteer.methods_cli import parse, titled
@@ -141,6 +141,14 @@ def test_learn_with_options_of_every_kind(main: Main, tmp_path: Path) -> None:
     assert asked.items() <= made.about["options"].items() and made.about["examples"] == 4
     (text,) = (edit for edit in made.edits if edit.vectors.tower == "text")
     assert sorted(text.vectors.layers) == [2, 3, 5] and text.strength == pytest.approx(0.5 * 0.8 * vti.UNIT)
+
+
+def test_learn_takes_the_first_examples_that_many_scenes_give(main: Main, tmp_path: Path) -> None:
+    path = tmp_path / "r.safetensors"
+    code, _, complaint = main("learn", "caa", "--from", "captions", "--out", path, "--n", 12, "--first", 5)
+    assert code == 0, complaint
+    about = Recipe.load(path).about
+    assert about["examples"] == 5 and about["data"] == digest(drawn_examples("captions", "learn", 5))
 
 
 @pytest.mark.parametrize("file", ["ours.jsonl", "vti.jsonl"])

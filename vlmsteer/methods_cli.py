@@ -68,6 +68,9 @@ def learn(
     kind: Annotated[
         str | None, typer.Option("--from", help="Other examples than the method's: captions, own, cut, presence.")
     ] = None,
+    first: Annotated[
+        int | None, typer.Option(min=2, help="Only the first so many of the examples that n scenes give (own, cut).")
+    ] = None,
     options: Set = None,
     strength: Annotated[
         float | None, typer.Option(help="Multiplies the paper's; by default 1. `compare` chooses on validation scenes.")
@@ -88,7 +91,7 @@ def learn(
     examples = material(needs, data, n, seed)
     session = load(model)
     with working(f"Learning {found.title}"):
-        recipe = found.learn(session, answered(session, needs, examples), **given).scaled(
+        recipe = found.learn(session, answered(session, needs, examples)[:first], **given).scaled(
             1.0 if strength is None else strength
         )
     recipe.save(path)

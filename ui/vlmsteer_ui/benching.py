@@ -164,7 +164,7 @@ def curves(about: dict[str, Any]) -> list[dict[str, Any]]:
 
 def title(panel: Panel) -> str:
     """What the panel's recipe is called in tables."""
-    return " + ".join(panel.vectors) + (", random direction" if panel.random else "")
+    return " + ".join(panel.vectors)
 
 
 def _scaled(rate: dict[str, Any], unit: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def build(bench: Workbench, page: Page) -> None:
                     scale=5, min_width=150,
                 )  # fmt: skip
                 method = gr.Radio(
-                    list(figures.METHODS), value="token activation map", label="Evidence by", interactive=True,
+                    list(figures.METHODS), value="occlusion", label="Evidence by", interactive=True,
                     elem_id="evidence-method", scale=9, min_width=240,
                 )  # fmt: skip
             strip = gr.HTML(

@@ -32,7 +32,7 @@ PICTURES = (  # name, size, dark, tab, what is there when it is complete
     ("light", DESK, False, "Layers", "#lens-grid td"), ("dark", DESK, True, "Layers", "#lens-grid td"),
     ("evidence", DESK, False, "Evidence", "#evidence-map img"), ("phone", PHONE, False, "Layers", "#lens-grid td"),
 )  # fmt: skip
-COLORS = 160  # of a picture: flat areas, so that few are enough
+COLORS = 256  # of a picture: flat areas, so that few are enough
 
 
 def main() -> None:

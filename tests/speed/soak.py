@@ -53,7 +53,8 @@ def ask(client: Client, number: int) -> None:
     name = {7: "/lens", 14: "/evidence"}.get(number % 20, "/run")
     client.predict(
         image=handle_file(PICTURES[number % 2]), question=QUESTIONS[number // 2 % 4],
-        vectors=[VECTORS[number % 3]], strength=round(0.5 + number % 11 / 10, 1), api_name=name,
+        vectors=[] if name == "/evidence" else [VECTORS[number % 3]],
+        strength=round(0.5 + number % 11 / 10, 1), api_name=name,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from vlmsteer_ui.workbench import Workbench
 
 DOCS = Path(__file__).parent
 SAVED = (0, 3), (1, 1), (2, 1)  # story and step of each run that ships
-DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+DESK, PHONE = (1440, 900), (390, 844)
 PICTURES = (  # name, size, dark, tab, what is there when it is complete
     ("light", DESK, False, "Layers", "#lens-grid td"), ("dark", DESK, True, "Layers", "#lens-grid td"),
     ("evidence", DESK, False, "Evidence", "#evidence-map img"), ("phone", PHONE, False, "Layers", "#lens-grid td"),
@@ -92,7 +92,9 @@ def take(bench: Workbench) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, size, dark, tab, ready in PICTURES:
-            page = browser.new_page(viewport=size, color_scheme="dark" if dark else "light")
+            page = browser.new_page(
+                viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
+            )
             page.goto(url)
             page.wait_for_selector("#vectors input")
             answer(page)

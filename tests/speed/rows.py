@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from models import llava, prompts
 from results import fastest, record
@@ -12,12 +14,20 @@ from vlmsteer.vectors import Vectors
 ROWS, TOKENS = 8, 16
 
 
-def main() -> None:
+def main(sizes: list[str]) -> None:
     torch.set_num_threads(1)
-    session = llava("small")
+    for size in sizes:
+        measure(size)
+
+
+def measure(size: str) -> None:
+    session = llava(size)
     width, generator = session.model.config.text_config.hidden_size, torch.Generator().manual_seed(0)
     recipes = [
-        Recipe.of(Vectors("text", "block_out", {row: torch.randn(width, generator=generator)}), positions="all")
+        Recipe.of(
+            Vectors("text", "block_out", {row % session.layers(): torch.randn(width, generator=generator)}),
+            positions="all",
+        )
         for row in range(ROWS)
     ]
     questions, none = prompts(session, ROWS, 12, 24), [None] * ROWS
@@ -33,10 +43,10 @@ def main() -> None:
     assert not torch.allclose(session.logits(none, questions), torch.cat(apart), atol=1e-2), "recipes must change it"
     assert together() == one_by_one(), "both must say the same"
     record(
-        "rows with their own recipes", fastest({"together": together, "one by one": one_by_one}), "together",
-        f"LLaVA of width {width}, 8 layers, {ROWS} rows, {TOKENS} tokens; CPU time of one thread, min of 5 interleaved",
+        f"rows with their own recipes ({size})", fastest({"together": together, "one by one": one_by_one}), "together",
+        f"LLaVA of width {width}, {session.layers()} layers, {ROWS} rows, {TOKENS} tokens; CPU time of one thread, min of 5 interleaved",
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["tiny", "small"])

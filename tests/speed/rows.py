@@ -22,6 +22,7 @@ def main(sizes: list[str]) -> None:
 
 def measure(size: str) -> None:
     session = llava(size)
+    layers = session.layers()
     width, generator = session.model.config.text_config.hidden_size, torch.Generator().manual_seed(0)
     recipes = [
         Recipe.of(
@@ -44,7 +45,8 @@ def measure(size: str) -> None:
     assert together() == one_by_one(), "both must say the same"
     record(
         f"rows with their own recipes ({size})", fastest({"together": together, "one by one": one_by_one}), "together",
-        f"LLaVA of width {width}, {session.layers()} layers, {ROWS} rows, {TOKENS} tokens; CPU time of one thread, min of 5 interleaved",
+        f"LLaVA of width {width}, {layers} layers, {ROWS} rows, {TOKENS} tokens; CPU time of one thread, min of 5 "
+        "interleaved",
     )  # fmt: skip
 
 

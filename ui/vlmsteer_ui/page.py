@@ -10,6 +10,7 @@ import gradio as gr
 
 from vlmsteer_ui import asking, figures
 from vlmsteer_ui.asking import Asked
+from vlmsteer_ui.chosen import Chosen
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.panel import APPLY, OWN, Panel
 from vlmsteer_ui.residents import acts
@@ -117,11 +118,9 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
 
 def _panel(controls: dict[str, Any]) -> list[Any]:
     """The recipe panel, in the order of `Panel.of`."""
-    controls["vectors"] = gr.CheckboxGroup(
+    controls["vectors"] = Chosen(
         [], label="Vectors that act (strength 1: as learned)", interactive=True, elem_id="vectors"
     )
-    # Its choices change with the model. What a page that is behind sends, or forges, `Panel.of` checks.
-    controls["vectors"].preprocess = lambda payload: payload
     controls["strength"] = gr.Slider(-3, 3, 1.0, step=0.05, label="Strength", interactive=True, elem_id="strength")
     with gr.Row(elem_id="layer-range"):
         for name in ("first", "last"):

@@ -105,12 +105,12 @@ STORIES = (
     ),
     Story(
         "The robot that is told to slow down",
-        "A small OpenVLA reaches for the red block. Being told “slowly” shortens its steps; a direction learned from "
-        "“slowly” less “quickly” does so without a word. Look at the length of a step in the Robot tab's table.",
+        "A small OpenVLA reaches for the red block. Being told “slowly” shortens its steps; turning up the 40 "
+        "neurons that write “slowly” does so without a word. Look at the length of a step in the Robot tab's table.",
         "tiny-openvla",
         (
             Step("Tell it", "The same seeds plainly, and told “slowly”.", task="reach-red", said="slowly"),
-            Step("Steer it", f"“{SLOWER}” beside the words, and a random direction that moves its states as far.",
+            Step("Steer it", f"“{SLOWER}” beside the words, and as many other neurons that move its states as far.",
                  vectors=(SLOWER,), task="reach-red", said="slowly", random=True),
         ),
     ),

@@ -31,8 +31,8 @@ LEGEND = (
     "In brackets the change from the same seeds without a recipe, with its 95 % interval (paired bootstrap over "
     "seeds); bold if the interval excludes zero. Random sets are as many other neurons of the same layers, which move "
     "the residual stream as far (for other recipes: random directions of the same lengths): the mean of their changes, "
-    "and in brackets what 95 % of the sets lie between; a dagger marks where the recipe lies outside, of 20 sets or more. *said* is the "
-    "instruction with the word in it, and no recipe."
+    "and in brackets what 95 % of the sets lie between; a dagger marks where the recipe lies outside, of 20 sets or "
+    "more. *said* is the instruction with the word in it, and no recipe."
 )
 
 

@@ -182,7 +182,7 @@ def seen(session: Session, encoded: Encoded, recipes: Recipes, layout: Layout, r
         return layout
     shown = [owner for owner in encoded.owners if owner >= 0]
     one = recipes is None or isinstance(recipes, Recipe)
-    edits = [edit for recipe in ([recipes] if one else recipes) if recipe for edit in recipe.edits if edit.strength]
+    edits = [edit for recipe in _listed(recipes) if recipe for edit in recipe.edits if edit.strength]
     if not shown or (not one and any(edit.vectors.tower not in OF_ROWS for edit in edits)):
         return layout
     edits = [edit for edit in edits if edit.vectors.tower == "vision"]
@@ -204,6 +204,10 @@ def seen(session: Session, encoded: Encoded, recipes: Recipes, layout: Layout, r
     return layout._replace(inputs=inputs)
 
 
+def _listed(recipes: Recipes) -> list[Recipe | None]:
+    return [recipes] if recipes is None or isinstance(recipes, Recipe) else list(recipes)
+
+
 def _names(session: Session, encoded: Encoded, recipes: Recipes) -> list[Name] | None:
     """For each row what its beginning depends on; None if that is more than what is seen before the question."""
     readers = session.instrument.readers()
@@ -216,7 +220,7 @@ def _names(session: Session, encoded: Encoded, recipes: Recipes) -> list[Name] |
         return None
     one = recipes is None or isinstance(recipes, Recipe)
     changes: dict[int, Name] = {}
-    for recipe in [recipes] if one else recipes:
+    for recipe in _listed(recipes):
         early = _early(recipe)
         if early is None:
             return None
@@ -225,7 +229,7 @@ def _names(session: Session, encoded: Encoded, recipes: Recipes) -> list[Name] |
     return [
         (*changes[id(recipe)], stamp, images[owner], _hash([row.ids[: row.prefix], row.positions[: row.prefix]]))
         for row, owner, recipe in zip(
-            encoded.rows, encoded.owners, [recipes] * len(encoded.rows) if one else recipes, strict=True
+            encoded.rows, encoded.owners, _listed(recipes) * (len(encoded.rows) if one else 1), strict=True
         )
     ]
 

@@ -146,7 +146,7 @@ def item(bench: Workbench, folder: Any, number: Any) -> tuple[Any, str]:
 
 def curves(about: dict[str, Any]) -> list[dict[str, Any]]:
     """The main metrics against the strength: value and interval of each arm, and of random directions."""
-    scored = next(iter(about["scorers"].values()), {"metrics": []})
+    scored: dict[str, Any] = next(iter(about["scorers"].values()), {"metrics": [], "arms": {}})
     found = []
     for metric in scored["metrics"][:PANELS]:
         unit = scored["units"][metric]

@@ -24,7 +24,7 @@ def shown(pictures: Pictures) -> list[Any]:
     return [pictures[0], pictures[1], pictures[0], pictures[2]]
 
 
-def near(session: Any, states: torch.Tensor) -> dict[str, float]:
+def near(session: Any, states: torch.Tensor) -> dict[str, Any]:
     return {
         "atol": max(5e-4 if session.encoder.start is not None else 1e-4, 1e-5 * float(states.abs().max())),
         "rtol": 1e-4,

@@ -75,7 +75,7 @@ def test_a_large_photo_is_cut_at_full_size() -> None:
     image, truth = disk()
     large = image.resize((1600, 1280), Image.Resampling.LANCZOS)
     mask = from_box(large, (400, 240, 1200, 1040))
-    wanted = Image.fromarray(np.uint8(255 * truth)).resize(large.size)
+    wanted = Image.fromarray((255 * truth).astype(np.uint8)).resize(large.size)
     left_out = np.asarray(wanted).copy()
     left_out[:, :300] = 0
     assert mask.size == large.size
@@ -103,7 +103,7 @@ def test_strokes_find_the_object_under_them(outside: list[tuple[float, float, fl
     image, truth = disk()
     mask = from_strokes(image, [(85, 80, 6), (115, 85, 6)], outside)
     truth[:60, :60] = False
-    assert overlap(mask, Image.fromarray(np.uint8(255 * truth))) > 0.95
+    assert overlap(mask, Image.fromarray((255 * truth).astype(np.uint8))) > 0.95
     assert np.asarray(mask)[20, 20] == 0, "the loose dot has no stroke"
 
 
@@ -121,7 +121,7 @@ def test_a_color_finds_what_has_it() -> None:
     by_name, by_distance = from_color(image, "blue"), from_color(image, (40, 80, 200), 0.05)
     truth[:60, :60] = False
     for mask in (by_name, by_distance):
-        assert overlap(mask, Image.fromarray(np.uint8(255 * truth))) > 0.97
+        assert overlap(mask, Image.fromarray((255 * truth).astype(np.uint8))) > 0.97
     in_box = np.asarray(from_color(image, "#2850c8", 0.05, box=(100, 0, 200, 160)))
     assert in_box[:, :100].max() == 0 and in_box[80, 130] == 255
 

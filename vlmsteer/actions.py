@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from vlmsteer.operations import BY_HEAD, NEUTRAL, OPERATIONS, WIDTHS
 from vlmsteer.recipe import Edit, Gate, Recipe, finite
 from vlmsteer.sites import Site
 from vlmsteer.tokens import EVERY, Selection, check_tower
-from vlmsteer.vectors import Vectors
+from vlmsteer.vectors import PerQuestion, Vectors
 
 # Computed in the model's dtype; the rest in float32.
 PLAIN_IN_HALF = frozenset({"add", "replace", "clamp", "scale", "rescale", "mean_of_others"})
@@ -260,24 +260,25 @@ def compile_actions(
 class Compiled:
     """`compile_actions` for one model; what a recipe came to is remembered while it lives and stays as it is."""
 
-    def __init__(self, taps: Mapping[Site, Tap]) -> None:
-        self.taps = taps
-        self._known: dict[int, tuple[weakref.ref[Recipe], list[int], dict[Site, list[Action]]]] = {}
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Recipe], Any, list[int], dict[Site, list[Action]]]] = {}
 
-    def __call__(self, recipes: Recipe | Sequence[Recipe | None] | None) -> tuple[dict[Site, list[Action]], int | None]:
+    def __call__(
+        self, taps: Mapping[Site, Tap], recipes: Recipe | Sequence[Recipe | None] | None
+    ) -> tuple[dict[Site, list[Action]], int | None]:
         """Actions by site, and how many rows have recipes of their own."""
-        if not isinstance(recipes, Recipe) or recipes.per_question:
-            return compile_actions(self.taps, recipes)
+        if not isinstance(recipes, Recipe) or any(isinstance(edit.vectors, PerQuestion) for edit in recipes.edits):
+            return compile_actions(taps, recipes)
         vectors = [vector for edit in recipes.edits for vector in edit.fixed.layers.values()]
         if any(vector.requires_grad or vector.is_inference() for vector in vectors):
-            return compile_actions(self.taps, recipes)
+            return compile_actions(taps, recipes)
         place, versions = id(recipes), [vector._version for vector in vectors]
         known = self._known.get(place)
-        if known is None or known[0]() is not recipes or known[1] != versions:
-            actions, _ = compile_actions(self.taps, recipes)
-            known = (weakref.ref(recipes, lambda _: self._known.pop(place, None)), versions, actions)
+        if known is None or known[0]() is not recipes or known[1] is not taps or known[2] != versions:
+            actions, _ = compile_actions(taps, recipes)
+            known = (weakref.ref(recipes, lambda _: self._known.pop(place, None)), taps, versions, actions)
             self._known[place] = known
-        return known[2], None
+        return known[3], None
 
 
 def compile_rules(recipes: Recipe | Sequence[Recipe | None] | None, layers: int) -> list[Rules]:

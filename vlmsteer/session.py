@@ -53,7 +53,7 @@ class Session:
         self.encoder = Encoder(processor, model.config, family)
         self.instrument = Instrument(model, self.taps, family, self.encoder.image_token)
         self.prefixes = Prefixes()
-        self._compiled, self._shapes = Compiled(self.taps), ""
+        self._compiled, self._shapes = Compiled(), ""
         end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         end = self.tokenizer.eos_token_id if end is None else end
         ends = end if isinstance(end, list) else [] if end is None else [end]
@@ -168,7 +168,7 @@ class Session:
                 and any(edit.vectors.tower not in OF_ROWS and edit.strength for edit in recipe.edits)
             ):
                 raise SiteError(f"Row {row} shows no image, so its recipe cannot edit how one is seen.")
-        actions, rows = self._compiled(recipes)
+        actions, rows = self._compiled(self.taps, recipes)
         return Run(actions, rows, prompt=prompt, rules=compile_rules(recipes, self.layers()))
 
     def check_words(self) -> None:

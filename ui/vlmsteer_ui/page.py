@@ -103,7 +103,7 @@ def _asking(controls: dict[str, Any]) -> list[Any]:
         baseline, steered, random = (
             gr.Textbox(
                 label=label, interactive=False, lines=2, max_lines=4, elem_id=name, min_width=120,
-                visible=name != "random-answer", buttons=["copy"],
+                buttons=["copy"],
             )
             for name, label in ANSWERS
         )  # fmt: skip
@@ -161,8 +161,13 @@ def ask(bench: Workbench, desk: Desk, *values: Any) -> Iterator[tuple[Any, ...]]
 
 def shown(run: Run) -> tuple[Any, ...]:
     """A run as the values of `Page.shown`."""
-    random = gr.update(value=run.random, visible=bool(run.panel.get("random")))
-    return run.baseline, run.steered, random, figures.chances(run, asking.degenerate(run.steered)), figures.device(run)
+    return (
+        run.baseline,
+        run.steered,
+        run.random,
+        figures.chances(run, asking.degenerate(run.steered)),
+        figures.device(run),
+    )
 
 
 def opening(bench: Workbench, desk: Desk, run: Run) -> tuple[Any, ...]:

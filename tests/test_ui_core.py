@@ -298,7 +298,7 @@ def test_opening_a_run_sets_every_control_and_loads_nothing(bench: Workbench) ->
     assert values[0]["value"] == "tiny-qwen-vl" and values[2:5] == ("Why?", "red", "blue")
     assert values[5]["value"] == [TO_PIXELS, "gone"] and "gone" in values[5]["choices"]
     assert values[6] == 0.5 and values[8]["value"] == values[8]["maximum"] == 7 and values[9] == ["question"]
-    assert values[11:13] == ("a", "b")
+    assert values[11:13] == ("a", "b") and values[13] == "c"
     assert [line["after"] for line in values[14]["lines"]] == ["0.10", "0.90"]
 
 

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import torch
 from PIL import Image
 
@@ -88,7 +89,7 @@ def take(bench: Workbench) -> None:
     """Start the page and photograph it."""
     from playwright.sync_api import sync_playwright
 
-    app, url, _ = serve(bench, block=False)
+    _, url, _ = serve(bench, block=False)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, size, dark, tab, ready in PICTURES:
@@ -104,7 +105,7 @@ def take(bench: Workbench) -> None:
             keep(page.screenshot(), DOCS / f"workbench_{name}.png")
             page.close()
         browser.close()
-    app.close()
+    gr.close_all()
 
 
 def answer(page: Any) -> None:

@@ -53,7 +53,7 @@ def test_stopped_it_shows_what_there_is_and_goes_on(bench: Workbench) -> None:
     with pytest.raises(Stopped):
         for known in running:
             if known["done"]:
-                desk.stop.set()
+                desk.halt()
     assert known["over"] and 0 < known["done"] < known["total"] == 96 and known["tables"]
     rest = list(benching.asked(bench, desk, "tiny-llava", PANEL, wanted))
     assert 0 < rest[-1]["total"] < 96 and len(rest[-1]["rows"]) == 48

@@ -226,9 +226,9 @@ def test_desks_are_bounded_and_stop_when_they_close() -> None:
         desks.of("b")
         desks.of("c")
         assert len(desks) == 2 and stop.is_set()
-    second = desks.of("c")
-    desks.close("c")
-    assert second.stop.is_set() and len(desks) == 1
+    with desks.of("c").working() as stop:
+        desks.close("c")
+        assert stop.is_set() and len(desks) == 1
     assert desks.of(None) is not desks.of(None)
 
 

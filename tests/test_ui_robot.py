@@ -72,7 +72,7 @@ def test_stopped_it_keeps_finished_episodes(bench: Workbench) -> None:
     desk, wanted = bench.desks.of("two"), roboting.Wanted.of("reach-blue", 3, "nothing", 0)
     with pytest.raises(Stopped):
         for _ in roboting.rolled(bench, desk, "tiny-openvla", Panel(), wanted):
-            desk.stop.set()
+            desk.halt()
     last = list(roboting.rolled(bench, desk, "tiny-openvla", Panel(), wanted))
     assert len(last[-1]["seeds"]) == 3 and len(last) < 4
 

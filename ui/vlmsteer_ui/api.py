@@ -16,9 +16,9 @@ import gradio as gr
 from vlmsteer.errors import InputError, VlmsteerError
 from vlmsteer.images import open_image
 from vlmsteer.lens.evidence import METHODS, evidence
-from vlmsteer_counterfacts.build import record_of, scorer_of
+from vlmsteer_counterfacts.build import record_of
 from vlmsteer_counterfacts.photos import edit
-from vlmsteer_ui import asking, benching
+from vlmsteer_ui import asking, benching, editing
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.panel import Panel
@@ -134,7 +134,7 @@ def counterfact(
     if not isinstance(box, list) or len(box) != 4 or not all(type(side) is int for side in box):
         raise InputError("The box is four whole numbers: left, top, right, bottom in pixels.")
     draft = edit(_opened(image), str(object).strip(), attribute, to=str(to).strip(), prior=str(usual).strip(), box=box)
-    record = record_of(draft, "made", scorer_of("tiny-clip"))
+    record = record_of(draft, "made", editing.scorer())
     told = {"accepted": record.accepted, "checks": [dict(check) for check in record.checks], "edit": dict(record.edit)}
     return _finite(told), draft.counterfactual, draft.mask.convert("RGB")
 

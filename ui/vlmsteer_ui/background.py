@@ -23,31 +23,30 @@ def steps(resident: Resident, desk: Desk, work: Callable[[Any, Told], Any]) -> I
     Raises:
         VlmsteerError: what the work raised; `Stopped` if it was stopped.
     """
-    desk.stop.clear()
     reports: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    gone = threading.Event()
 
     def told(report: Any) -> None:
         reports.put(("report", report))
-        if gone.is_set() or desk.stop.is_set():
+        if stop.is_set():
             raise Stopped
         resident.give_way()
 
     def run() -> None:
         try:
-            with resident.turn(desk.stop) as session:
+            with resident.turn(stop) as session:
                 reports.put(("done", work(session, told)))
         except BaseException as error:
             reports.put(("error", error))
 
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        while True:
-            kind, value = reports.get()
-            if kind == "error":
-                raise value
-            yield kind == "done", value
-            if kind == "done":
-                return
-    finally:
-        gone.set()
+    with desk.working() as stop:
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while True:
+                kind, value = reports.get()
+                if kind == "error":
+                    raise value
+                yield kind == "done", value
+                if kind == "done":
+                    return
+        finally:
+            stop.set()  # the visitor is gone

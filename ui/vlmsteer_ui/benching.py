@@ -83,7 +83,7 @@ def asked(bench: Workbench, desk: Desk, model: str, panel: Panel, wanted: Wanted
 
     def work(session: Any, told: Told) -> None:
         recipe = panel.recipe(bench.vectors, session)
-        made = arms.make({} if recipe is None else {title(panel): recipe}, wanted.strengths, int(wanted.random))
+        made = arms.make({} if recipe is None else {panel.title: recipe}, wanted.strengths, int(wanted.random))
         folders.append(bench.folder / "bench" / _folder(session, recipe, wanted))
         folders[0].mkdir(parents=True, exist_ok=True)
         runner.run(
@@ -160,11 +160,6 @@ def curves(about: dict[str, Any]) -> list[dict[str, Any]]:
         points.sort(key=lambda point: point["strength"])
         found.append({"metric": tables.head(metric, unit), "points": points})
     return found
-
-
-def title(panel: Panel) -> str:
-    """What the panel's recipe is called in tables."""
-    return " + ".join(panel.vectors)
 
 
 def _scaled(rate: dict[str, Any], unit: str) -> dict[str, Any]:

@@ -17,15 +17,13 @@ BYTES = 32_000_000  # of them
 
 
 class Desk:
-    """One visitor's results, and the flags that stop what runs for them.
+    """One visitor's results, and a flag for each work that runs for them, which stops it.
 
     Attributes:
-        stop: set by the Stop button; long work looks at it after each row or episode, and clears it when it begins.
         run: what the page shows last (`runs.Run`), or None.
     """
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
         self.run: Any = None
         self._kept: OrderedDict[Any, Any] = OrderedDict()
         self._works: list[threading.Event] = []
@@ -33,7 +31,7 @@ class Desk:
 
     @contextmanager
     def working(self) -> Iterator[threading.Event]:
-        """Work that looks at a stop flag of its own after each token."""
+        """Work that looks at a stop flag of its own after each token, row or episode."""
         flag = threading.Event()
         self._works.append(flag)
         try:
@@ -43,7 +41,7 @@ class Desk:
 
     def halt(self) -> None:
         """Stop whatever runs for this visitor."""
-        for flag in (self.stop, *self._works):
+        for flag in [*self._works]:
             flag.set()
 
     def show(self, run: Any) -> int:

@@ -241,12 +241,13 @@ def checked(work: Work, clip: bool) -> Work:
     draft = work.draft
     if draft is None:
         return work
-    score = _scorer() if clip and knows(draft) else None
+    score = scorer() if clip and knows(draft) else None
     return replace(work, checks=tuple(check(draft, (draft.original, draft.counterfactual, draft.mask), score)))
 
 
 @lru_cache(maxsize=1)
-def _scorer() -> Any:
+def scorer() -> Any:
+    """The bundled contrastive model that judges edits, loaded once."""
     return scorer_of("tiny-clip")
 
 

@@ -92,6 +92,11 @@ class Panel:
             return {}
         return {"steered": recipe} | ({"random": recipe.random_like(SEED)} if self.random else {})
 
+    @property
+    def title(self) -> str:
+        """What the recipe is called in tables."""
+        return " + ".join(self.vectors)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values, which `of` takes back."""
         return asdict(self)

@@ -14,7 +14,6 @@ from typing import Any
 
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer_ui.background import Told, steps
-from vlmsteer_ui.benching import title
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.panel import Panel
 from vlmsteer_ui.workbench import Workbench
@@ -71,13 +70,12 @@ def rolled(bench: Workbench, desk: Desk, model: str, panel: Panel, wanted: Wante
     """
     arms, rollouts = robotics("arms"), robotics("rollouts")
     setting, place = rollouts.Setting(wanted.task), bench.folder / "robot" / _folder(model, panel, wanted)
-    name = title(panel)
 
     def work(session: Any, told: Told) -> dict[str, Any]:
         policy = robotics("policy").Vla(session)
         recipe = panel.recipe(bench.vectors, session)
         said = [wanted.said] if wanted.said else []
-        made = arms.make({} if recipe is None else {name: recipe}, [1.0], wanted.random, said, session)
+        made = arms.make({} if recipe is None else {panel.title: recipe}, [1.0], wanted.random, said, session)
         place.mkdir(parents=True, exist_ok=True)
 
         def progress(done: int, of: int, arm: str) -> None:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from vlmsteer_ui import bench_figures, benching
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.page import Page
+from vlmsteer_ui.page import Page, halt
 from vlmsteer_ui.panel import Panel
 from vlmsteer_ui.workbench import Workbench
 
@@ -66,11 +66,6 @@ def run(
             desk.run.found["benchmarks"] = known
         desk.keep("bench", known["folder"])
         yield bench_figures.tables(known), bench_figures.rows(known)
-
-
-def halt(bench: Workbench, desk: Desk) -> None:
-    """Stop what runs for this visitor."""
-    desk.stop.set()
 
 
 def pick(bench: Workbench, desk: Desk, event: Any) -> tuple[Any, str]:

@@ -17,7 +17,7 @@ from vlmsteer_ui import edit_figures, editing, figures
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.editing import KINDS, Work
-from vlmsteer_ui.page import Page
+from vlmsteer_ui.page import Page, halt
 from vlmsteer_ui.residents import Stopped
 from vlmsteer_ui.workbench import Workbench
 
@@ -250,11 +250,6 @@ def ask(bench: Workbench, desk: Desk, *values: Any) -> Iterator[dict[str, Any]]:
     run = desk.run
     if run is not None and run.image is not None and editing.digest(run.image) in (work.key, work.shown):
         run.found[NAME] = {"cells": cells, "question": asked.question}
-
-
-def halt(bench: Workbench, desk: Desk) -> None:
-    """Stop what runs for this visitor."""
-    desk.halt()
 
 
 def reopen(bench: Workbench, desk: Desk) -> Any:

@@ -237,7 +237,7 @@ def take_image(bench: Workbench, desk: Desk) -> str:
 def take_recipe(bench: Workbench, desk: Desk, *values: Any) -> str:
     """The recipe that the panel makes, as the file that every command takes, for `TAKE`."""
     asked = Asked.of(*values)
-    with bench.residents(asked.model).turn(desk.stop) as session:
+    with desk.working() as stop, bench.residents(asked.model).turn(stop) as session:
         recipe = asked.panel.recipe(bench.vectors, session)
     if recipe is None:
         raise InputError("Choose a vector first: this run has no recipe.")

@@ -10,7 +10,7 @@ import gradio as gr
 from vlmsteer.errors import InputError
 from vlmsteer_ui import bench_figures, robot_figures, roboting
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.page import Page
+from vlmsteer_ui.page import Page, halt
 from vlmsteer_ui.panel import Panel
 from vlmsteer_ui.workbench import Workbench
 
@@ -103,11 +103,6 @@ def run(
         desk.run.found["robot"] = known
     yield known["table"], robot_figures.episodes(known), robot_figures.motion(known["motion"]), None
     yield gr.skip(), gr.skip(), gr.skip(), _video(bench, known["folder"], known["seed"])
-
-
-def halt(bench: Workbench, desk: Desk) -> None:
-    """Stop what runs for this visitor."""
-    desk.stop.set()
 
 
 def pick(bench: Workbench, desk: Desk, event: Any) -> tuple[Any, Any]:

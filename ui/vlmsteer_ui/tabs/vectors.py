@@ -13,7 +13,7 @@ import gradio as gr
 from vlmsteer.errors import InputError
 from vlmsteer_ui import learning, vector_figures
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.page import Page
+from vlmsteer_ui.page import Page, halt
 from vlmsteer_ui.panel import MOST
 from vlmsteer_ui.tabs.record import TAKE
 from vlmsteer_ui.workbench import Workbench
@@ -178,11 +178,6 @@ def taken(bench: Workbench, desk: Desk) -> str:
     return json.dumps({
         "name": f"{entry.name}.safetensors", "base64": base64.b64encode(entry.path.read_bytes()).decode()
     })  # fmt: skip
-
-
-def halt(bench: Workbench, desk: Desk) -> None:
-    """Stop what runs for this visitor."""
-    desk.halt()
 
 
 def _shown(bench: Workbench, desk: Desk) -> Any:

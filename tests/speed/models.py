@@ -5,6 +5,8 @@ Speed does not depend on what a model says. The sizes are those of `SIZES`; `twi
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,29 +21,55 @@ SIZES = {"tiny": (64, 4, 4, 1400), "small": (512, 8, 8, 32000)}  # width, layers
 FOLDER = TemporaryDirectory()
 
 
+def each(measure: Callable[[str], None]) -> None:
+    """Measure at the sizes that the command line names, by default at all, on one thread and without gradients."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    for size in sys.argv[1:] or SIZES:
+        measure(size)
+
+
 def llava(size: str, side: int = 84, patch: int = 12) -> Any:
-    """A session of a LLaVA whose images have (side / patch) ** 2 tokens."""
+    """A session of a LLaVA of a size whose images have (side / patch) ** 2 tokens; it never says the end."""
+    width, layers, heads, vocabulary = SIZES[size]
+    text = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": width // heads,
+        "vocab_size": vocabulary, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    session = random_llava(text, side // patch, patch)
+    session.model.generation_config.eos_token_id = None
+    session.ends = session.ends[:0]  # random weights may say the end at once; every answer is to be as long
+    return session
+
+
+def random_llava(text: Mapping[str, Any], side: int, patch: int = 12, tied: bool = True) -> Any:
+    """A session on a LLaVA with side x side image tokens.
+
+    Args:
+        text: what the configuration of its language model has other than tiny-llava's.
+        patch: pixels of an image token's side.
+        tied: whether it says words by the embedding that it reads them by.
+    """
     model, processor = build()
     config: Any = model.config
-    width, layers, heads, vocabulary = SIZES[size]
-    text = config.text_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = width, 4 * width, layers
-    text.num_attention_heads = text.num_key_value_heads = heads
-    text.head_dim, text.vocab_size, text.max_position_embeddings = width // heads, vocabulary, 1024
-    config.vision_config.image_size, config.vision_config.patch_size = side, patch
-    config.image_seq_length = (side // patch) ** 2
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    config.vision_config.image_size, config.vision_config.patch_size = side * patch, patch
+    config.image_seq_length = side**2
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     torch.manual_seed(0)
-    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    folder = Path(FOLDER.name, f"{size}-{side}")  # some libraries look for the tokenizer's files later on
+    pixels = {"height": side * patch, "width": side * patch}
+    images = CLIPImageProcessor(size={"shortest_edge": side * patch}, crop_size=pixels)
+    folder = Path(
+        FOLDER.name, str(len(list(Path(FOLDER.name).iterdir())))
+    )  # some libraries read the tokenizer later on
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(
         images, processor.tokenizer, patch_size=patch, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=processor.chat_template,
     ).save_pretrained(folder)  # fmt: skip
-    session = vlmsteer.load(str(folder))
-    session.model.generation_config.eos_token_id = None
-    session.ends = session.ends[:0]  # random weights may say the end at once; every answer is to be as long
-    return session
+    return vlmsteer.load(str(folder))
 
 
 def twin(session: Any) -> Any:

@@ -9,62 +9,37 @@ forward takes the same time at every site, so that time is taken at some sites o
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from models import random_llava
 from PIL import Image
 from results import record
-from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-import vlmsteer
 from vlmsteer.lens.patch import exact
 from vlmsteer.lens.patch_plan import Plan, plan
-from vlmsteer.training.tiny_llava import build
 
 SMALL = {
     "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
     "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32000,
 }  # fmt: skip
-PATCH, QUESTION, REPEATS, TIMED = 12, "Answer with one word. What color is this strawberry?", 5, 16
+QUESTION, REPEATS, TIMED = "Answer with one word. What color is this strawberry?", 5, 16
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    session = made(SMALL, 7)
+    session = random_llava(SMALL, 7, tied=False)
     one = planned(session, "all")
     count = len(one.contrast.recipient)
     spread = np.linspace(int(one.contrast.recipient.shown[0]), count - 1, 16).astype(int).tolist()
     measure("patching, small, the last 16 tokens", session, list(range(count - 16, count)))
     measure("patching, small, 16 tokens over image and question", session, spread)
     for side, step in ((4, 1), (7, 1), (16, 5)):
-        grid = made({}, side)
+        grid = random_llava({}, side, tied=False)
         shown = planned(grid, "last").contrast.recipient.shown.view(side, side)[::step].flatten().tolist()
         rows = "" if step == 1 else f", every {step}th row of it"
         measure(f"patching a {side} x {side} image{rows}", grid, shown)
-
-
-def made(sizes: dict[str, int], side: int) -> Any:
-    """A session on a random LLaVA with side x side image tokens."""
-    model, processor = build()
-    config: Any = model.config
-    for name, value in sizes.items():
-        setattr(config.text_config, name, value)
-    config.vision_config.image_size, config.image_seq_length = side * PATCH, side**2
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    torch.manual_seed(0)
-    images = CLIPImageProcessor(
-        size={"shortest_edge": side * PATCH}, crop_size={"height": side * PATCH, "width": side * PATCH}
-    )
-    with TemporaryDirectory() as place:
-        LlavaForConditionalGeneration(config).save_pretrained(place)
-        LlavaProcessor(
-            images, processor.tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
-            num_additional_image_tokens=1, chat_template=processor.chat_template,
-        ).save_pretrained(place)  # fmt: skip
-        return vlmsteer.load(str(Path(place)))
 
 
 def planned(session: Any, positions: Any) -> Plan:

@@ -6,27 +6,19 @@ libraries that are installed beside us, on one language model. All start from th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
-from models import batch, llava, prompts, twin
+from models import batch, each, llava, prompts, twin
 from results import fastest, record, rival
 
 from vlmsteer import reading
 from vlmsteer.sites import Site
 
 COUNT, BATCH = 64, 16
-
-
-def main(sizes: list[str]) -> None:
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    for size in sizes:
-        measure(size)
 
 
 def measure(size: str) -> None:
@@ -145,4 +137,4 @@ def with_nnsight(nnsight: Any, session: Any, model: Any, parts: list[list[str]])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["tiny", "small"])
+    each(measure)

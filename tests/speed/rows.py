@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
-from models import llava, prompts
+from models import each, llava, prompts
 from results import fastest, record
 
 from vlmsteer.recipe import Recipe
 from vlmsteer.vectors import Vectors
 
 ROWS, TOKENS = 8, 16
-
-
-def main(sizes: list[str]) -> None:
-    torch.set_num_threads(1)
-    for size in sizes:
-        measure(size)
 
 
 def measure(size: str) -> None:
@@ -51,4 +43,4 @@ def measure(size: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["tiny", "small"])
+    each(measure)

@@ -6,26 +6,18 @@ Hand-written hooks and installed libraries add the same vectors; all must give t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from models import batch, llava, prompts, twin
+from models import batch, each, llava, prompts, twin
 from results import RIVALS, fastest, record, rival
 
 from vlmsteer.recipe import Recipe
 from vlmsteer.vectors import Vectors
 
 TOKENS = 24
-
-
-def main(sizes: list[str]) -> None:
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    for size in sizes:
-        measure(size)
 
 
 def measure(size: str) -> None:
@@ -139,4 +131,4 @@ def with_nnsight(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["tiny", "small"])
+    each(measure)

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import from its own line and from the lines above it
-    {"errors", "registry", "images", "bundled", "running", "samples", "examples"},
+    {"errors", "registry", "images", "bundled", "running", "samples", "examples", "remembered"},
     {"probes", "perceptron", "subspaces"},
     {"sites", "tokens", "operations", "recipe", "vectors"},
     {"actions"},

@@ -6,9 +6,8 @@ carries all of them at once.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from vlmsteer.errors import RecipeError, SiteError
 from vlmsteer.operations import BY_HEAD, NEUTRAL, OPERATIONS, WIDTHS
 from vlmsteer.recipe import Edit, Gate, Recipe, finite
+from vlmsteer.remembered import Remembered
 from vlmsteer.sites import Site
 from vlmsteer.tokens import EVERY, Selection, check_tower
 from vlmsteer.vectors import PerQuestion, Vectors
@@ -261,7 +261,7 @@ class Compiled:
     """`compile_actions` for one model; what a recipe came to is remembered while it lives and stays as it is."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Recipe], Any, list[int], dict[Site, list[Action]]]] = {}
+        self._known: Remembered[dict[Site, list[Action]]] = Remembered()
 
     def __call__(
         self, taps: Mapping[Site, Tap], recipes: Recipe | Sequence[Recipe | None] | None
@@ -272,13 +272,8 @@ class Compiled:
         vectors = [vector for edit in recipes.edits for vector in edit.fixed.layers.values()]
         if any(vector.requires_grad or vector.is_inference() for vector in vectors):
             return compile_actions(taps, recipes)
-        place, versions = id(recipes), [vector._version for vector in vectors]
-        known = self._known.get(place)
-        if known is None or known[0]() is not recipes or known[1] is not taps or known[2] != versions:
-            actions, _ = compile_actions(taps, recipes)
-            known = (weakref.ref(recipes, lambda _: self._known.pop(place, None)), taps, versions, actions)
-            self._known[place] = known
-        return known[3], None
+        stamp = (taps, [vector._version for vector in vectors])
+        return self._known(recipes, stamp, lambda: compile_actions(taps, recipes)[0]), None
 
 
 def compile_rules(recipes: Recipe | Sequence[Recipe | None] | None, layers: int) -> list[Rules]:

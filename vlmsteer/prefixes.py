@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +22,7 @@ from vlmsteer.actions import compile_actions
 from vlmsteer.errors import InputError
 from vlmsteer.prompts import Encoded, Layout
 from vlmsteer.recipe import Edit, Recipe
+from vlmsteer.remembered import Remembered
 from vlmsteer.runs import Run
 from vlmsteer.tokens import OF_ROWS
 from vlmsteer.vectors import Vectors
@@ -47,7 +47,7 @@ class Prefixes:
     def __init__(self, limit: int = LIMIT) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Name, Entry] = OrderedDict()
-        self._digests: dict[int, tuple[weakref.ref[Vectors], tuple[int, ...], str]] = {}
+        self._digests: Remembered[str] = Remembered()
         self._bytes, self._limit = 0, 0
         self.limit = limit
 
@@ -106,13 +106,8 @@ class Prefixes:
     def digest(self, vectors: Vectors) -> str:
         """A hash of the numbers of some vectors, worked out once for each such object."""
         versions = tuple(0 if vector.is_inference() else vector._version for vector in vectors.layers.values())
-        known = self._digests.get(id(vectors))
-        if known is not None and known[0]() is vectors and known[1] == versions:
-            return known[2]
-        found = _hash([torch.tensor(list(vectors.layers)), *vectors.layers.values()])
-        place = id(vectors)
-        self._digests[place] = (weakref.ref(vectors, lambda _: self._digests.pop(place, None)), versions, found)
-        return found
+        numbers = vectors.layers
+        return self._digests(vectors, versions, lambda: _hash([torch.tensor(list(numbers)), *numbers.values()]))
 
 
 class Begun(NamedTuple):

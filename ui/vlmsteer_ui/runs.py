@@ -18,6 +18,7 @@ from vlmsteer.images import open_image
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "saved"
+ARMS = ("baseline", "steered", "random")  # whose answers a run holds
 ID = re.compile(r"[a-z0-9][a-z0-9-]{2,60}")
 
 

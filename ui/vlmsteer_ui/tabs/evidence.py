@@ -17,11 +17,10 @@ from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.figures import PLAIN as SAID
 from vlmsteer_ui.page import Page
-from vlmsteer_ui.runs import Run
+from vlmsteer_ui.runs import ARMS, Run
 from vlmsteer_ui.workbench import Workbench
 
 TITLE, NAME = "Evidence", "evidence"
-ARMS = ("baseline", "steered", "random")
 EMPTY = "Press Run both; then choose a word of the answer to see what in the image it rests on."
 UNSAVED = "This run was saved without this evidence; Run both and choose again to find it."
 NO_IMAGE = "There is no image that the answer could rest on."

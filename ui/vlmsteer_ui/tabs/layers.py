@@ -16,12 +16,11 @@ from vlmsteer_ui import lens_figures
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.page import Page
-from vlmsteer_ui.runs import Run
+from vlmsteer_ui.runs import ARMS, Run
 from vlmsteer_ui.workbench import Workbench
 
 TITLE, NAME = "Layers", "layers"
 TOP = 5  # words of a cell
-ARMS = ("baseline", "steered", "random")
 EMPTY = "Press Run both to see what the layers believe."
 UNSAVED = "This run was saved without its layers; Run both finds them again."
 WORDS = "Give a prior and a pixel answer above to see their curves."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from vlmsteer_counterfacts.photos import edit
 from vlmsteer_ui import asking, benching, editing
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.panel import Panel
+from vlmsteer_ui.panel import PANEL, Panel
 from vlmsteer_ui.tabs import layers
 from vlmsteer_ui.wiring import AT_ONCE, BROKEN, MODEL, log
 from vlmsteer_ui.workbench import Workbench
 
-PANEL = tuple(one.name for one in fields(Panel))
 ASKED = ("image", "question", "model", "prior", "pixel", *PANEL)
 ATTRIBUTES = ("color", "texture", "presence")
 RECIPE = (

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from vlmsteer.images import open_image
 from vlmsteer.lens.beliefs import first_tokens
 from vlmsteer.recipe import Recipe
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.panel import Panel
+from vlmsteer_ui.panel import Panel, completed
 from vlmsteer_ui.residents import Stopped, acts
 from vlmsteer_ui.runs import Run
 from vlmsteer_ui.workbench import Workbench
@@ -61,8 +61,7 @@ class Asked:
     @classmethod
     def again(cls, run: Run) -> Asked:
         """What was asked when a run was made."""
-        panel = [run.panel.get(one.name, one.default) for one in fields(Panel)]
-        asked = cls.of(run.model, run.image, run.question, run.prior, run.pixel, *panel)
+        asked = cls.of(run.model, run.image, run.question, run.prior, run.pixel, *completed(run.panel).values())
         return replace(asked, max_new_tokens=run.max_new_tokens)
 
     @cached_property

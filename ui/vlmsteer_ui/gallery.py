@@ -81,6 +81,10 @@ class Gallery:
                 return entry
         raise InputError(f"There is no vector {str(name)[:60]!r} here.")
 
+    def made_for(self, model: str) -> list[str]:
+        """The names that were made for a model, which need not be loaded."""
+        return [entry.name for entry in self.entries() if entry.recipe.model.get("id") == model]
+
     def fitting(self, session: Any) -> list[str]:
         """The names that can act on a model."""
         return [entry.name for entry in self.entries() if refusal(entry.recipe, session) is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -12,7 +12,7 @@ from vlmsteer_ui import asking, figures
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.chosen import Chosen
 from vlmsteer_ui.desks import Desk
-from vlmsteer_ui.panel import APPLY, OWN, Panel
+from vlmsteer_ui.panel import APPLY, OWN, PANEL, Panel, completed
 from vlmsteer_ui.residents import acts
 from vlmsteer_ui.runs import Run
 from vlmsteer_ui.wiring import Wiring
@@ -20,7 +20,6 @@ from vlmsteer_ui.workbench import Workbench
 
 QUESTION, PRIOR, PIXEL = "What color are most strawberries?", "red", "blue"
 ANSWERS = (("baseline", "Baseline"), ("steered", "Steered"), ("random-answer", "Random direction"))
-PANEL = tuple(one.name for one in fields(Panel))
 
 
 @dataclass
@@ -172,8 +171,8 @@ def shown(run: Run) -> tuple[Any, ...]:
 
 def opening(bench: Workbench, desk: Desk, run: Run) -> tuple[Any, ...]:
     """Make a run, asked now or saved, the desk's, as the values of `Page.opens`. No model is loaded."""
-    set_to = Panel.of(*(run.panel.get(name, getattr(Panel, name)) for name in PANEL))
-    fitting = [one.name for one in bench.vectors.entries() if one.recipe.model.get("id") == run.model]
+    set_to = Panel.of(**completed(run.panel))
+    fitting = bench.vectors.made_for(run.model)
     deepest = max(run.layers - 1, 0) or set_to.last
     return (
         gr.update(choices=list(dict.fromkeys([*bench.residents.speaking, run.model])), value=run.model),

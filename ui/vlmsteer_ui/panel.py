@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from vlmsteer.errors import InputError
@@ -100,6 +101,14 @@ class Panel:
     def as_dict(self) -> dict[str, Any]:
         """JSON values, which `of` takes back."""
         return asdict(self)
+
+
+PANEL = tuple(one.name for one in fields(Panel))  # its values, in the order of `Panel.of`
+
+
+def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Panel.as_dict` gave, unchecked; for a value that is missing, its default."""
+    return {name: kept.get(name, getattr(Panel, name)) for name in PANEL}
 
 
 def _texts(value: Any) -> tuple[str, ...]:

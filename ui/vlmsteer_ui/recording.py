@@ -7,19 +7,17 @@ import io
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from vlmsteer.errors import InputError, did_you_mean
 from vlmsteer.images import open_image
 from vlmsteer_ui.asking import Asked
-from vlmsteer_ui.panel import Panel
+from vlmsteer_ui.panel import PANEL, Panel, completed
 from vlmsteer_ui.runs import Run, loads
 from vlmsteer_ui.workbench import Workbench
 
 LONGEST = 40_000_000  # characters of a run's file
 PICTURE = "image_png"  # the image inside a run's file, in base64
-PANEL = tuple(one.name for one in fields(Panel))
 TOP = ("model", "question", "prior", "pixel")
 ROWS = (
     ("question", "Question"), ("model", "Model"), ("device", "Where"), ("vectors", "Vectors"), ("strength", "Strength"),
@@ -57,8 +55,10 @@ def read_spec(text: Any, bench: Workbench) -> Asked:
             f"There is no model {values.get('model')!r} on this page"
             f"{did_you_mean(str(values.get('model')), bench.residents.names)}"
         )
-    panel = (recipe.get(name, getattr(Panel, name)) for name in PANEL)
-    asked = Asked.of(values["model"], None, values.get("question"), values.get("prior"), values.get("pixel"), *panel)
+    asked = Asked.of(
+        values["model"], None, values.get("question"), values.get("prior"), values.get("pixel"),
+        *completed(recipe).values(),
+    )  # fmt: skip
     for name in asked.panel.vectors:
         bench.vectors[name]
     return asked
@@ -89,7 +89,7 @@ def read_whole(text: str) -> Run:
     except (ValueError, RecursionError, TypeError) as error:
         raise InputError("This file is no run: its JSON or its image cannot be read.") from error
     run = Run.from_dict(values, image)
-    Panel.of(*(run.panel.get(name, getattr(Panel, name)) for name in PANEL))
+    Panel.of(**completed(run.panel))
     return run
 
 
@@ -119,7 +119,7 @@ def command(run: Run) -> str:
 
 def summary(run: Run) -> dict[str, str]:
     """A run in short texts, by the names of `ROWS`."""
-    panel = {name: run.panel.get(name, getattr(Panel, name)) for name in PANEL}
+    panel = completed(run.panel)
     chances = {kind: " → ".join(f"{value:.2f}" for value in run.chances.get(kind, [])) for kind in ("prior", "pixel")}
     return {
         "question": run.question, "model": run.model, "device": run.device,

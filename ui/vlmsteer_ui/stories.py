@@ -18,7 +18,7 @@ from vlmsteer_ui import page as top
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.page import Page
-from vlmsteer_ui.panel import Panel
+from vlmsteer_ui.panel import PANEL, Panel
 from vlmsteer_ui.runs import Run
 from vlmsteer_ui.tabs import robot
 from vlmsteer_ui.workbench import Workbench
@@ -189,7 +189,7 @@ def prepared(bench: Workbench, desk: Desk, story: Story, step: Step, robots: int
     if not step.task:
         return gr.skip(), *[gr.skip()] * robots, *top.opening(bench, desk, run)
     run.question, run.panel = step.task, Panel(step.vectors, step.strength).as_dict()
-    vectors = gr.update(choices=robot.made_for(bench, story.model), value=list(step.vectors))
+    vectors = gr.update(choices=bench.vectors.made_for(story.model), value=list(step.vectors))
     set_to = (story.model, step.task, vectors, step.said, story.seeds, int(step.random))
     rest = [gr.skip()] * (robots - len(set_to))
     return gr.Tabs(selected="robot"), *set_to, *rest, *top.opening(bench, desk, run)
@@ -200,7 +200,7 @@ def driven(bench: Workbench, desk: Desk, story: Story, step: Step, page: Page) -
     robots = page.controls["robot"]
     run: Run = desk.run
     panel = Panel(step.vectors, step.strength).as_dict()
-    values = [panel[name] for name in top.PANEL[1:]]
+    values = [panel[name] for name in PANEL[1:]]
     for shown in robot.run(
         bench, desk, story.model, step.task, list(step.vectors), step.said, story.seeds, int(step.random), *values
     ):

@@ -18,7 +18,7 @@ from vlmsteer_ui import recording
 from vlmsteer_ui.asking import Asked
 from vlmsteer_ui.desks import Desk
 from vlmsteer_ui.page import Page
-from vlmsteer_ui.panel import OWN, Panel
+from vlmsteer_ui.panel import OWN, PANEL, completed
 from vlmsteer_ui.runs import Run
 from vlmsteer_ui.workbench import Workbench
 
@@ -110,7 +110,7 @@ def build(bench: Workbench, page: Page) -> None:
 
     lists = [saved, left, right]
     asked = [one for one in page.asked if one is not page.controls["image"]]
-    for name in ("model", "question", "prior", "pixel", *recording.PANEL):
+    for name in ("model", "question", "prior", "pixel", *PANEL):
         control = page.controls[name]
         moved = control.release if isinstance(control, gr.Slider) else control.input
         wire(moved, written, asked, [spec, said], queue=False, trigger_mode="always_last")
@@ -154,12 +154,10 @@ def edited(bench: Workbench, desk: Desk, text: Any) -> tuple[Any, ...]:
     try:
         asked = recording.read_spec(text, bench)
     except VlmsteerError as error:
-        return *[gr.skip()] * (
-            len(recording.TOP) + len(recording.PANEL)
-        ), f"Not taken, the page keeps what it had: {error}"
+        return *[gr.skip()] * (len(recording.TOP) + len(PANEL)), f"Not taken, the page keeps what it had: {error}"
     desk.keep(EDITED, True)
     panel = asked.panel.as_dict()
-    fitting = [one.name for one in bench.vectors.entries() if one.recipe.model.get("id") == asked.model]
+    fitting = bench.vectors.made_for(asked.model)
     names = list(asked.panel.vectors)
     panel["vectors"] = gr.update(choices=list(dict.fromkeys([*fitting, *names])), value=names)
     panel["apply"] = [at for at in asked.panel.apply if at != OWN]
@@ -170,7 +168,7 @@ def edited(bench: Workbench, desk: Desk, text: Any) -> tuple[Any, ...]:
     else:
         panel["last"] = gr.update(maximum=panel["last"], value=panel["last"])
     return (
-        asked.model, asked.question, asked.prior, asked.pixel, *(panel[name] for name in recording.PANEL),
+        asked.model, asked.question, asked.prior, asked.pixel, *(panel[name] for name in PANEL),
         "Taken. Press Run both to ask it.",
     )  # fmt: skip
 
@@ -180,7 +178,7 @@ def redrawn(bench: Workbench, desk: Desk) -> tuple[Any, ...]:
     run: Run | None = desk.run
     if run is None:
         return gr.skip(), gr.skip(), FIRST, FIRST, {}, {"id": "", "text": NONE}, *listed(bench)
-    panel = {name: run.panel.get(name, getattr(Panel, name)) for name in recording.PANEL}
+    panel = completed(run.panel)
     panel["apply"] = [at for at in panel["apply"] if at != OWN]
     return (
         *written(bench, desk, run.model, run.question, run.prior, run.pixel, *panel.values()), recording.python(run),

@@ -38,7 +38,7 @@ def build(bench: Workbench, page: Page) -> None:
         policy = gr.Dropdown(policies, value=policies[0], label="Policy", interactive=True, elem_id="robot-policy")
         task = gr.Dropdown(list(tasks), value="reach-red", label="Task", interactive=True, elem_id="robot-task")
         vectors = gr.Dropdown(
-            made_for(bench, policies[0]), multiselect=True, max_choices=4, label="Vectors of this policy",
+            bench.vectors.made_for(policies[0]), multiselect=True, max_choices=4, label="Vectors of this policy",
             interactive=True, elem_id="robot-vectors",
         )  # fmt: skip
         said = gr.Dropdown(
@@ -78,14 +78,9 @@ def build(bench: Workbench, page: Page) -> None:
     wire(page.opened.change, reopen, [], shown)
 
 
-def made_for(bench: Workbench, policy: str) -> list[str]:
-    """The vectors that were made for a policy; it need not be loaded."""
-    return [entry.name for entry in bench.vectors.entries() if entry.recipe.model.get("id") == policy]
-
-
 def offer(bench: Workbench, desk: Desk, policy: Any) -> Any:
     """The vectors of another policy."""
-    return gr.update(choices=made_for(bench, str(policy)))
+    return gr.update(choices=bench.vectors.made_for(str(policy)))
 
 
 def run(
